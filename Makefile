@@ -1,0 +1,45 @@
+# Everything runs in .venv, which the first command makes. On a machine with its own torch, set VENV.
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+DATA ?= ../shared/data
+MOVIELENS = build/movielens
+
+export RECSYS_MTL_DATA ?= $(abspath $(DATA))
+# Idle OpenMP workers must not burn the cores that others need; see the README.
+export GOMP_SPINCOUNT ?= 10000
+
+.PHONY: install check test test-all bench demo kuairand clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: install
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: install
+	$(BIN)/python -m pytest -q
+
+bench: install
+	$(BIN)/python benchmarks/hashing.py
+	$(BIN)/python benchmarks/training.py
+
+demo: install
+	$(BIN)/python data/movielens.py --out $(MOVIELENS) $(if $(ML100K),--local $(ML100K))
+	$(BIN)/python data/demo.py --data $(MOVIELENS) --out build/demo
+
+kuairand: install
+	$(BIN)/python data/kuairand.py --out build/kuairand
+
+clean:
+	rm -rf build .venv

@@ -1,0 +1,135 @@
+"""The command `recsys-mtl`: train, evaluate, score, describe."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import typer
+
+# Idle OpenMP workers burn a core for long by default; where another process shares the cores, every
+# torch operation then waits for them. A shorter spin costs nothing on an idle machine. It must be set
+# before torch is loaded, so the commands import their rooms when they run.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    help="Multi-task ranking: train on tables, score tables.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+ConfigFile = Annotated[Path, typer.Argument(help="TOML file: tables, schema, model, training.")]
+ModelFolder = Annotated[Path, typer.Argument(help="Model folder.")]
+Table = Annotated[str, typer.Argument(help="Interactions: parquet file, folder or glob.")]
+Users = Annotated[str | None, typer.Option(help="Users table (parquet).")]
+Items = Annotated[str | None, typer.Option(help="Items table (parquet).")]
+Where = Annotated[str | None, typer.Option(help="SQL condition on the interactions.")]
+
+
+def _plain_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Print what a user can mend as one line and exit with 2; let defects show their traceback."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        from recsys_mtl.errors import EncodingError, ModelDirError, NotFittedError, SchemaError
+
+        try:
+            command(*args, **kwargs)
+        except (EncodingError, ModelDirError, NotFittedError, SchemaError, OSError) as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from error
+
+    return wrapped
+
+
+@app.command()
+@_plain_errors
+def train(
+    config: ConfigFile,
+    model: Annotated[Path, typer.Option("--model", "-m", help="Folder to write.")] = Path("model"),
+) -> None:
+    """Train a model as CONFIG says and save it."""
+    from recsys_mtl.config import read_config
+
+    settings = read_config(config)
+    rows = settings.rows()
+    ranker = settings.ranker()
+    ranker.fit(rows["train"], valid=rows.get("valid"), refit=settings.run.refit)
+    if ranker.valid_report_ is not None:
+        typer.echo(f"validation, epoch {ranker.best_epoch_}:\n{ranker.valid_report_}")
+    if "test" in rows:
+        typer.echo(f"test:\n{ranker.evaluate(rows['test'])}")
+    ranker.save(model)
+    typer.echo(f"model: {model}")
+
+
+@app.command()
+@_plain_errors
+def evaluate(
+    model: ModelFolder,
+    table: Table,
+    users: Users = None,
+    items: Items = None,
+    where: Where = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON rows instead.")] = False,
+) -> None:
+    """Measure MODEL on a TABLE with labels."""
+    from recsys_mtl.estimator import load
+
+    report = load(model).evaluate(_rows(table, users, items, where))
+    typer.echo(report.to_frame().write_ndjson() if json else report)
+
+
+@app.command()
+@_plain_errors
+def score(
+    model: ModelFolder,
+    table: Table,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file to write.")],
+    users: Users = None,
+    items: Items = None,
+    where: Where = None,
+) -> None:
+    """Score a TABLE: its rows in order, the ids and one column per task."""
+    from recsys_mtl.estimator import load
+    from recsys_mtl.serving import score_to_parquet
+
+    scorer = load(model).scorer
+    rows = score_to_parquet(
+        scorer, _rows(table, users, items, where), output, progress=sys.stderr.isatty()
+    )
+    typer.echo(f"{rows:,} rows: {output}")
+
+
+@app.command()
+@_plain_errors
+def describe(model: ModelFolder) -> None:
+    """Say what MODEL reads, predicts and consists of."""
+    from recsys_mtl.describe import describe_model
+    from recsys_mtl.estimator import load
+
+    typer.echo(describe_model(load(model, device="cpu")))
+
+
+def _rows(table: str, users: str | None, items: str | None, condition: str | None) -> object:
+    from recsys_mtl.config import where
+    from recsys_mtl.reading import scan
+
+    rows = scan(table, users=users, items=items)
+    return rows if condition is None else where(rows, condition, path="--where")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

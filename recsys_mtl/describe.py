@@ -1,0 +1,56 @@
+"""A fitted model in words, for a person who finds its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from recsys_mtl.estimator import MultiTaskRanker
+from recsys_mtl.schema import Feature, IdFeature, Task
+
+
+def describe_model(ranker: MultiTaskRanker) -> str:
+    """Return what the model reads, predicts and consists of, in lines of text."""
+    schema, scorer = ranker.schema, ranker.scorer
+    layout = scorer.encoder.layout
+    tables = sum(table.weight_RD.numel() for table in scorer.model.embeddings.each())
+    dense = sum(p.numel() for p in scorer.model.parameters() if p.requires_grad)
+    lines = ["reads"]
+    for name, side in (("user", schema.user), ("item", schema.item)):
+        if side is not None:
+            lines.append(f"  {name} by {side.key}: {_features(side.features)}")
+    if schema.context:
+        lines.append(f"  context: {_features(schema.context)}")
+    lines += ["predicts", *(f"  {_task(task)}" for task in schema.tasks)]
+    lines += [
+        "network",
+        f"  sharing: {ranker.sharing}",
+        f"  heads: {ranker.heads}",
+        f"  parameters: {dense:,} dense, {tables:,} in {len(layout.tables)} embedding tables",
+        "embedding tables",
+        *(
+            f"  {table.name}: {table.num_rows:,} rows x {table.dim or ranker.embedding_dim}"
+            for table in layout.tables
+        ),
+    ]
+    if ranker.valid_report_ is not None:
+        lines.append(f"validation, epoch {ranker.best_epoch_}")
+        lines += [f"  {line}" for line in str(ranker.valid_report_).splitlines()]
+    return "\n".join(lines)
+
+
+def _features(features: Sequence[Feature]) -> str:
+    return (
+        ", ".join(f"{feature.name} ({feature.kind}{_detail(feature)})" for feature in features)
+        or "nothing"
+    )
+
+
+def _detail(feature: Feature) -> str:
+    if isinstance(feature, IdFeature) and feature.min_count > 1:
+        return f", seen {feature.min_count} times or more"
+    return ""
+
+
+def _task(task: Task) -> str:
+    space = "" if task.within is None else f", within {task.within}"
+    return f"{task.name} ({task.kind}) from {task.label}, weight {task.weight:g}{space}"

@@ -1,0 +1,37 @@
+"""Rows to numbers, without torch: hashing, scaling, labels."""
+
+from recsys_mtl.encoding.batch import (
+    MISSING,
+    OBSERVED,
+    OUT_OF_SPACE,
+    Batch,
+    Block,
+    Part,
+    Ragged,
+)
+from recsys_mtl.encoding.encoder import Encoder, InputLayout, TableSize
+from recsys_mtl.encoding.hashing import (
+    EMPTY_ROW,
+    HASH_VERSION,
+    NULL_ROW,
+    NUM_RESERVED,
+    UNKNOWN_ROW,
+)
+
+__all__ = [
+    "EMPTY_ROW",
+    "HASH_VERSION",
+    "MISSING",
+    "NULL_ROW",
+    "NUM_RESERVED",
+    "OBSERVED",
+    "OUT_OF_SPACE",
+    "UNKNOWN_ROW",
+    "Batch",
+    "Block",
+    "Encoder",
+    "InputLayout",
+    "Part",
+    "Ragged",
+    "TableSize",
+]

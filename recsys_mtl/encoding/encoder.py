@@ -1,0 +1,269 @@
+"""Encoder: tables in, numbers out; the same numbers in training, batch scoring and serving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import polars as pl
+
+from recsys_mtl.encoding.batch import Batch, Block, FloatArray, IntArray, Part, Ragged
+from recsys_mtl.encoding.columns import read_codes, read_numbers, read_vectors
+from recsys_mtl.encoding.labels import read_labels
+from recsys_mtl.encoding.learning import Array, Learned, Sample, learn
+from recsys_mtl.errors import EncodingError, NotFittedError
+from recsys_mtl.reading import ABSENT, Rows, SideTable, locate, scan
+from recsys_mtl.schema import Feature, IdFeature, ListFeature, Numeric, Schema, Side, Vector
+
+Labels = Literal["required", "none"]
+
+
+@dataclass(frozen=True)
+class TableSize:
+    """One embedding table: its name, rows, and width (None: the model's)."""
+
+    name: str
+    num_rows: int
+    dim: int | None
+
+
+@dataclass(frozen=True)
+class InputLayout:
+    """What the columns of encoded blocks are, in the order of the schema's features.
+
+    Parameters
+    ----------
+    tables
+        All embedding tables.
+    id_tables, list_tables
+        The table each one-id column and each list column looks up.
+    dense_dim
+        Width of the dense numbers.
+    """
+
+    tables: tuple[TableSize, ...]
+    id_tables: tuple[str, ...]
+    list_tables: tuple[str, ...]
+    dense_dim: int
+
+
+@dataclass(frozen=True)
+class _EncodedSide:
+    frame: pl.DataFrame
+    block: Block
+
+
+class Encoder:
+    """Turn rows into a `Batch` by what the schema says and training rows have taught.
+
+    Parameters
+    ----------
+    schema
+        What the columns mean.
+
+    Examples
+    --------
+    >>> import polars as pl
+    >>> from recsys_mtl.schema import Binary, Categorical, Schema
+    >>> schema = Schema(context=[Categorical("hour")], tasks=[Binary("ctr", label="click")])
+    >>> table = pl.DataFrame({"hour": [7, 8, 7, None], "click": [1, 0, 0, 1]})
+    >>> ids = Encoder(schema).fit_encode(table).parts[0].block.ids
+    >>> ids[0, 0] == ids[2, 0], ids[0, 0] == ids[1, 0], int(ids[3, 0])
+    (True, False, 0)
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        self._learned: Learned | None = None
+
+    def fit(self, rows: Any) -> Self:
+        """Learn bucket maps and number scales from training rows; return self."""
+        opened = scan(rows)
+        self._learn(opened, opened.frame(self._columns(opened, "none")))
+        return self
+
+    def fit_encode(self, rows: Any) -> Batch:
+        """Learn from training rows and encode them with their labels, reading them once.
+
+        Raises
+        ------
+        EncodingError
+            If there are no rows, a column is missing or holds what the schema does not allow.
+        """
+        opened = scan(rows)
+        frame = opened.frame(self._columns(opened, "required"))
+        self._learn(opened, frame)
+        return self._encode(opened, frame, "required", {})
+
+    def encode(self, rows: Any, *, labels: Labels = "required") -> Batch:
+        """Encode all rows at once.
+
+        Parameters
+        ----------
+        rows
+            `Rows`, or any table `scan` takes.
+        labels
+            ``"none"`` leaves label columns unread: scoring needs none.
+        """
+        opened = scan(rows)
+        return self._encode(opened, opened.frame(self._columns(opened, labels)), labels, {})
+
+    def batches(
+        self, rows: Any, *, chunk_rows: int = 1 << 18, labels: Labels = "none"
+    ) -> Iterator[Batch]:
+        """Encode rows in order, at most `chunk_rows` at a time; an empty table gives one batch."""
+        opened = scan(rows)
+        sides: dict[str, _EncodedSide] = {}
+        for frame in opened.frames(self._columns(opened, labels), chunk_rows=chunk_rows):
+            yield self._encode(opened, frame, labels, sides)
+
+    @property
+    def learned(self) -> Learned:
+        """What training rows have taught."""
+        if self._learned is None:
+            raise NotFittedError("The encoder must be fitted first: call fit or fit_encode.")
+        return self._learned
+
+    @property
+    def layout(self) -> InputLayout:
+        """What the columns of encoded blocks are."""
+        learned = self.learned
+        tables: dict[str, TableSize] = {}
+        ids: list[str] = []
+        lists: list[str] = []
+        dense_dim = 0
+        for feature in self.schema.features:
+            if isinstance(feature, IdFeature):
+                name, rows = feature.table_name, learned.maps[feature.table_name].num_rows
+                (lists if isinstance(feature, ListFeature) else ids).append(name)
+                tables[name] = TableSize(name, rows, feature.embedding_dim)
+            elif isinstance(feature, Numeric) and feature.scaling == "quantile":
+                name = f"{feature.name}.quantiles"
+                ids.append(name)
+                rows = learned.scales[feature.name].num_rows
+                tables[name] = TableSize(name, rows, feature.embedding_dim)
+            else:
+                dense_dim += feature.dim if isinstance(feature, Vector) else 2
+        return InputLayout(tuple(tables.values()), tuple(ids), tuple(lists), dense_dim)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Return what was learned as JSON values and named arrays, for `from_state`."""
+        return self.learned.state()
+
+    @classmethod
+    def from_state(
+        cls, schema: Schema, values: Mapping[str, Any], arrays: Mapping[str, Array]
+    ) -> Self:
+        """Rebuild a fitted encoder from what `state` returned."""
+        made = cls(schema)
+        made._learned = Learned.from_state(values, arrays)
+        return made
+
+    def _sides(self, rows: Rows) -> Iterator[tuple[str, Side, SideTable | None]]:
+        if self.schema.user is not None:
+            yield "user", self.schema.user, rows.users
+        if self.schema.item is not None:
+            yield "item", self.schema.item, rows.items
+
+    def _columns(self, rows: Rows, labels: Labels) -> list[str]:
+        """List the columns of the interactions that must be read."""
+        wanted = list(self.schema.keys)
+        for _, side, table in self._sides(rows):
+            wanted += _columns_of(side.features) if table is None else []
+        wanted += _columns_of(self.schema.context)
+        return wanted + (list(self.schema.label_columns) if labels == "required" else [])
+
+    def _learn(self, rows: Rows, frame: pl.DataFrame) -> None:
+        if frame.is_empty():
+            raise EncodingError(
+                "The interactions must hold rows to train on. Found an empty table."
+            )
+        once = np.ones(frame.height, dtype=np.int64)
+        samples: list[tuple[Sequence[Feature], list[Sample]]] = []
+        for _, side, table in self._sides(rows):
+            if table is None:
+                samples.append((side.features, [Sample(frame, once)]))
+                continue
+            known = table.frame(side.key, _columns_of(side.features))
+            places = locate(frame[side.key], known[side.key])
+            found = places != ABSENT
+            uses = np.bincount(places[found], minlength=known.height)
+            lost = _only_keys(known, frame[side.key].filter(~found))
+            samples.append((side.features, [Sample(known, uses), Sample(lost, once[~found])]))
+        samples.append((self.schema.context, [Sample(frame, once)]))
+        self._learned = learn(self.schema, samples)
+
+    def _encode(
+        self, rows: Rows, frame: pl.DataFrame, labels: Labels, sides: dict[str, _EncodedSide]
+    ) -> Batch:
+        parts, absent = [], {}
+        for name, side, table in self._sides(rows):
+            if table is None:
+                parts.append(Part(self._block(side.features, frame)))
+                continue
+            if name not in sides:
+                known = table.frame(side.key, _columns_of(side.features))
+                sides[name] = _EncodedSide(known, self._block(side.features, known))
+            part, absent[name] = self._place(side, sides[name], frame[side.key])
+            parts.append(part)
+        if self.schema.context:
+            parts.append(Part(self._block(self.schema.context, frame)))
+        keys = frame.select(self.schema.keys)
+        if labels == "none":
+            return Batch(frame.height, tuple(parts), keys, absent=absent)
+        read = read_labels(frame, self.schema.tasks)
+        return Batch(frame.height, tuple(parts), keys, *read, absent)
+
+    def _place(self, side: Side, encoded: _EncodedSide, keys: pl.Series) -> tuple[Part, int]:
+        """Refer each key to its row; keys the side table lacks get rows of their own at the end."""
+        places = locate(keys, encoded.frame[side.key])
+        lost = places == ABSENT
+        count = int(lost.sum())
+        if count == 0:
+            return Part(encoded.block, places), 0
+        extra = self._block(side.features, _only_keys(encoded.frame, keys.filter(lost)))
+        places[lost] = len(encoded.block) + np.arange(count)
+        return Part(Block.concat([encoded.block, extra]), places), count
+
+    def _block(self, features: Sequence[Feature], frame: pl.DataFrame) -> Block:
+        learned = self.learned
+        ids: list[IntArray] = []
+        lists: list[Ragged] = []
+        dense: list[FloatArray] = []
+        for feature in features:
+            if isinstance(feature, IdFeature):
+                found = learned.maps[feature.table_name]
+                read = read_codes(self.schema, feature, frame, found.num_buckets)
+                rows = found.rows(read.codes)
+                if isinstance(feature, ListFeature):
+                    lists.append(Ragged(rows, read.offsets, read.weights))
+                else:
+                    ids.append(rows)
+            elif isinstance(feature, Vector):
+                dense.append(read_vectors(frame[feature.source], feature))
+            else:
+                scale = learned.scales[feature.name]
+                numbers = read_numbers(frame[feature.source], feature.name)
+                if scale.scaling == "quantile":
+                    ids.append(scale.rows(numbers))
+                else:
+                    dense.append(scale.dense(numbers))
+        none = np.empty((frame.height, 0))
+        return Block(
+            np.stack(ids, axis=1) if ids else none.astype(np.int64),
+            tuple(lists),
+            np.concatenate(dense, axis=1) if dense else none.astype(np.float32),
+        )
+
+
+def _columns_of(features: Sequence[Feature]) -> list[str]:
+    """List the columns that features read."""
+    return [column for feature in features for column in feature.columns]
+
+
+def _only_keys(known: pl.DataFrame, keys: pl.Series) -> pl.DataFrame:
+    """Return rows for keys that the side table lacks: the key itself, all else null."""
+    frame = known.clear(keys.len())
+    return frame.with_columns(keys)

@@ -1,0 +1,109 @@
+"""Labels of all tasks: values, states and weights, checked against what the tasks allow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from recsys_mtl.encoding.batch import MISSING, OBSERVED, OUT_OF_SPACE, FloatArray
+from recsys_mtl.errors import EncodingError
+from recsys_mtl.schema import Binary, Multiclass, Regression, Task
+
+Labels = tuple[FloatArray, npt.NDArray[np.uint8], FloatArray]
+
+
+def read_labels(frame: pl.DataFrame, tasks: Sequence[Task]) -> Labels:
+    """Read the labels of all tasks.
+
+    Parameters
+    ----------
+    frame
+        Interactions with the label and weight columns, n rows.
+    tasks
+        T tasks.
+
+    Returns
+    -------
+    labels, states, weights
+        Each of shape (n, T). A label is 0 where its state is not `OBSERVED`.
+
+    Raises
+    ------
+    EncodingError
+        If a label or weight is outside its task's domain; names the task, column, value and row.
+    """
+    shape = frame.height, len(tasks)
+    labels = np.zeros(shape, dtype=np.float32)
+    weights = np.ones(shape, dtype=np.float32)
+    values = {task.name: _values(frame[task.label], task) for task in tasks}
+    states = {name: np.where(np.isnan(v), MISSING, OBSERVED) for name, v in values.items()}
+    for task in _parents_first(tasks):
+        if task.within is not None:
+            parent, inside = states[task.within], values[task.within] == 1
+            state = np.where((parent == OBSERVED) & inside, states[task.name], OUT_OF_SPACE)
+            states[task.name] = np.where(parent == MISSING, MISSING, state)
+    for column, task in enumerate(tasks):
+        observed = states[task.name] == OBSERVED
+        labels[observed, column] = values[task.name][observed]
+        if task.sample_weight is not None:
+            weights[:, column] = _sample_weights(frame[task.sample_weight], task)
+    stacked = np.stack([states[task.name] for task in tasks], axis=1).astype(np.uint8)
+    return labels, stacked, weights
+
+
+def _values(column: pl.Series, task: Task) -> npt.NDArray[np.float64]:
+    if column.dtype == pl.Null:
+        return np.full(column.len(), np.nan)
+    if not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
+        raise EncodingError(
+            f"Task {task.name!r} reads label column {column.name!r}, which must hold numbers."
+            f" Found {column.dtype}."
+        )
+    values = column.cast(pl.Float64).to_numpy()
+    rule, allowed = _domain(values, task)
+    wrong = ~(allowed | np.isnan(values))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise EncodingError(
+            f"Task {task.name!r} reads label column {column.name!r}, which must hold {rule}, or null"
+            f" where missing. Found {column[row]} in row {row} ({int(wrong.sum())} such rows)."
+        )
+    return values
+
+
+def _domain(values: npt.NDArray[np.float64], task: Task) -> tuple[str, npt.NDArray[np.bool_]]:
+    if isinstance(task, Binary):
+        return "0 or 1", (values == 0) | (values == 1)
+    if isinstance(task, Multiclass):
+        whole = (values >= 0) & (values < task.num_classes) & (np.floor(values) == values)
+        return f"whole numbers 0 .. {task.num_classes - 1}", whole
+    if isinstance(task, Regression) and task.bounds is not None:
+        low, high = task.bounds
+        return f"numbers in {low} .. {high}", (values >= low) & (values <= high)
+    return "finite numbers", np.isfinite(values)
+
+
+def _sample_weights(column: pl.Series, task: Task) -> npt.NDArray[np.float64]:
+    numeric = column.dtype.is_numeric() or column.dtype == pl.Boolean
+    values = column.cast(pl.Float64).to_numpy() if numeric else np.full(column.len(), np.nan)
+    wrong = ~(np.isfinite(values) & (values >= 0))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise EncodingError(
+            f"Task {task.name!r} reads sample weights from column {column.name!r}, which must hold"
+            f" finite numbers of at least 0. Found {column[row]!r} in row {row}."
+        )
+    return values
+
+
+def _parents_first(tasks: Sequence[Task]) -> list[Task]:
+    """Order tasks so that the space of a parent is known before its children's."""
+    by_name = {task.name: task for task in tasks}
+
+    def depth(task: Task) -> int:
+        return 0 if task.within is None else 1 + depth(by_name[task.within])
+
+    return sorted(tasks, key=depth)

@@ -1,0 +1,211 @@
+"""What an encoder learns from training rows: which buckets exist, how numbers are scaled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from recsys_mtl.encoding.batch import FloatArray, IntArray
+from recsys_mtl.encoding.columns import count_distinct, read_codes, read_numbers
+from recsys_mtl.encoding.hashing import EMPTY_ROW, NULL_ROW, NUM_RESERVED, UNKNOWN_ROW
+from recsys_mtl.schema import Feature, IdFeature, Numeric, Schema
+
+Array = npt.NDArray[Any]
+_MIN_BUCKETS = 2**16
+_MAX_BUCKETS = 2**26
+_BUCKETS_PER_VALUE = 32
+_MAX_DEVIATIONS = 5.0
+
+
+def default_buckets(num_distinct: int) -> int:
+    """Choose a hash range: 32 buckets per distinct value, a power of two in 2**16 .. 2**26."""
+    wanted = _BUCKETS_PER_VALUE * max(num_distinct, 1)
+    return min(max(1 << (wanted - 1).bit_length(), _MIN_BUCKETS), _MAX_BUCKETS)
+
+
+class BucketMap:
+    """Give every bucket that training rows hit a row of its table.
+
+    Rows 0, 1, 2 are null, unknown and the empty string; row 3 + i belongs to the i-th bucket kept.
+    All other buckets lead to the unknown row.
+
+    Parameters
+    ----------
+    num_buckets
+        Hash range.
+    buckets
+        The buckets kept, ascending.
+    """
+
+    def __init__(self, num_buckets: int, buckets: IntArray) -> None:
+        self.num_buckets = num_buckets
+        self.buckets = buckets
+        rows = np.full(NUM_RESERVED + num_buckets, UNKNOWN_ROW, dtype=np.int32)
+        rows[[NULL_ROW, EMPTY_ROW]] = NULL_ROW, EMPTY_ROW
+        rows[NUM_RESERVED + buckets] = NUM_RESERVED + np.arange(buckets.size, dtype=np.int32)
+        self._rows = rows
+
+    @classmethod
+    def from_counts(cls, counts: npt.NDArray[np.float64], *, min_count: int) -> BucketMap:
+        """Keep the buckets seen in `min_count` rows or more; counts are indexed by code."""
+        kept = np.flatnonzero(counts[NUM_RESERVED:] >= min_count)
+        return cls(counts.size - NUM_RESERVED, kept.astype(np.int64))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the table."""
+        return NUM_RESERVED + int(self.buckets.size)
+
+    def rows(self, codes: IntArray) -> IntArray:
+        """Return the table row of each code."""
+        return self._rows[codes].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class NumericScale:
+    """How the numbers of one feature become inputs.
+
+    Parameters
+    ----------
+    scaling
+        As in `Numeric`.
+    mean, std
+        Of the training values, after the logarithm if there is one.
+    edges
+        Ascending quantile edges; empty for the other scalings.
+    """
+
+    scaling: str
+    mean: float
+    std: float
+    edges: npt.NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, feature: Numeric, values: npt.NDArray[np.float64]) -> NumericScale:
+        """Learn the scale from training values, NaN where missing."""
+        known = _transform(feature.scaling, values[~np.isnan(values)])
+        if feature.scaling == "quantile":
+            steps = np.linspace(0, 1, feature.num_quantiles + 1)[1:-1]
+            edges = np.unique(np.quantile(known, steps)) if known.size else np.empty(0)
+            return cls(feature.scaling, 0.0, 1.0, edges)
+        mean = float(known.mean()) if known.size else 0.0
+        std = float(known.std()) if known.size else 0.0
+        return cls(feature.scaling, mean, std if std > 0 else 1.0, np.empty(0))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the bucket table of ``"quantile"``: the reserved ones and one per bucket."""
+        return NUM_RESERVED + int(self.edges.size) + 1
+
+    def rows(self, values: npt.NDArray[np.float64]) -> IntArray:
+        """Return the bucket's table row of each value; missing ones have the null row."""
+        found = np.searchsorted(self.edges, values, side="right") + NUM_RESERVED
+        return np.where(np.isnan(values), NULL_ROW, found).astype(np.int64)
+
+    def dense(self, values: npt.NDArray[np.float64]) -> FloatArray:
+        """Return shape (n, 2): the scaled number (0 where missing, at most 5 off), and a missing flag."""
+        missing = np.isnan(values)
+        scaled = (_transform(self.scaling, values) - self.mean) / self.std
+        scaled = scaled.clip(-_MAX_DEVIATIONS, _MAX_DEVIATIONS)
+        return np.stack([np.where(missing, 0.0, scaled), missing], axis=1).astype(np.float32)
+
+
+def _transform(scaling: str, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.sign(values) * np.log1p(np.abs(values)) if scaling == "log" else values
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows to learn from, and how many training interactions refer to each."""
+
+    frame: pl.DataFrame
+    uses: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """All that an encoder has learned: a bucket map per table, a scale per numeric feature."""
+
+    maps: dict[str, BucketMap]
+    scales: dict[str, NumericScale]
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Return JSON values and named arrays."""
+        values = {
+            "tables": {name: found.num_buckets for name, found in self.maps.items()},
+            "numerics": {
+                name: {"scaling": scale.scaling, "mean": scale.mean, "std": scale.std}
+                for name, scale in self.scales.items()
+            },
+        }
+        arrays: dict[str, Array] = {f"buckets.{name}": m.buckets for name, m in self.maps.items()}
+        return values, arrays | {f"edges.{name}": s.edges for name, s in self.scales.items()}
+
+    @classmethod
+    def from_state(cls, values: Mapping[str, Any], arrays: Mapping[str, Array]) -> Learned:
+        """Rebuild from what `state` returned."""
+        maps = {
+            name: BucketMap(int(num_buckets), arrays[f"buckets.{name}"])
+            for name, num_buckets in values["tables"].items()
+        }
+        scales = {
+            name: NumericScale(**scale, edges=arrays[f"edges.{name}"])
+            for name, scale in values["numerics"].items()
+        }
+        return cls(maps, scales)
+
+
+def learn(schema: Schema, samples: Sequence[tuple[Sequence[Feature], list[Sample]]]) -> Learned:
+    """Learn from the frames each group of features is read from."""
+    num_buckets = _hash_ranges(samples)
+    counts = {
+        name: np.zeros(NUM_RESERVED + size, dtype=np.float64) for name, size in num_buckets.items()
+    }
+    min_counts: dict[str, int] = {}
+    scales: dict[str, NumericScale] = {}
+    for features, pieces in samples:
+        for feature in features:
+            if isinstance(feature, IdFeature):
+                name = feature.table_name
+                min_counts[name] = feature.min_count
+                for piece in pieces:
+                    counts[name] += _count(schema, feature, piece, counts[name].size)
+            elif isinstance(feature, Numeric):
+                numbers = [read_numbers(p.frame[feature.source], feature.name) for p in pieces]
+                repeated = [np.repeat(x, p.uses) for x, p in zip(numbers, pieces, strict=True)]
+                scales[feature.name] = NumericScale.fit(feature, np.concatenate(repeated))
+    maps = {
+        name: BucketMap.from_counts(seen, min_count=min_counts[name])
+        for name, seen in counts.items()
+    }
+    return Learned(maps, scales)
+
+
+def _hash_ranges(samples: Sequence[tuple[Sequence[Feature], list[Sample]]]) -> dict[str, int]:
+    chosen: dict[str, int] = {}
+    distinct: dict[str, int] = {}
+    for features, pieces in samples:
+        for feature in features:
+            if not isinstance(feature, IdFeature):
+                continue
+            name = feature.table_name
+            if feature.num_buckets is not None:
+                chosen[name] = feature.num_buckets
+            else:
+                found = sum(count_distinct(piece.frame, feature) for piece in pieces)
+                distinct[name] = distinct.get(name, 0) + found
+    return chosen | {name: default_buckets(found) for name, found in distinct.items()}
+
+
+def _count(
+    schema: Schema, feature: IdFeature, sample: Sample, size: int
+) -> npt.NDArray[np.float64]:
+    """Count the training interactions that hit each code."""
+    read = read_codes(schema, feature, sample.frame, size - NUM_RESERVED)
+    uses = np.repeat(sample.uses, np.diff(read.offsets))
+    return np.bincount(read.codes, weights=uses, minlength=size).astype(np.float64)

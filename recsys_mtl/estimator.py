@@ -1,0 +1,338 @@
+"""MultiTaskRanker: fit, predict, evaluate, save; by scikit-learn's rules."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import polars as pl
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+
+from recsys_mtl.encoding import Encoder
+from recsys_mtl.errors import EncodingError, ModelDirError, NotFittedError, SchemaError
+from recsys_mtl.metrics import Measurement, Report
+from recsys_mtl.model_dir import ModelDir, read_model_dir, write_model_dir
+from recsys_mtl.network import Heads, MMoE, MultiTaskModel, RowTensors, Sharing, Towers
+from recsys_mtl.reading import scan
+from recsys_mtl.schema import Schema
+from recsys_mtl.serving import Scorer
+from recsys_mtl.training import (
+    Adam,
+    Optimizer,
+    RowWiseAdagrad,
+    TrainConfig,
+    Trained,
+    Trainer,
+    evaluate_rows,
+    headline_score,
+    monitor_parts,
+    seeded,
+)
+
+_MMOE, _TOWERS, _ADAM, _ADAGRAD = MMoE(), Towers(), Adam(), RowWiseAdagrad()
+
+
+class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is untyped
+    """Predict several tasks of a ranking problem with one network.
+
+    Parameters
+    ----------
+    schema
+        What the columns mean.
+    sharing
+        How tasks share: `SharedBottom`, `MMoE`, `PLE`.
+    heads
+        How representations become predictions: `Towers`.
+    embedding_dim
+        Width of the embedding tables of features that name none.
+    batch_size, max_epochs, optimizer, table_optimizer, monitor, patience, reset_tables
+        As in `TrainConfig`.
+    device
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ...; ``"auto"`` takes a GPU where there is one.
+    progress
+        Whether to show progress bars; None: only on a terminal.
+    random_state
+        Seed of weights, dropout and row order. The same seed on the same machine gives the same
+        model. The caller's random state is left alone.
+
+    Attributes
+    ----------
+    history_ : polars.DataFrame
+        One row per epoch of the run that was validated.
+    best_epoch_ : int
+        The epoch whose weights were kept, or that chose the length of the refit.
+    valid_report_ : Report or None
+        Validation metrics of that epoch.
+
+    Examples
+    --------
+    >>> import polars as pl
+    >>> from recsys_mtl import Binary, Categorical, MultiTaskRanker, Schema, SharedBottom
+    >>> table = pl.DataFrame({"hour": [7, 8] * 50, "click": [1, 0] * 50})
+    >>> schema = Schema(context=[Categorical("hour")], tasks=[Binary("ctr", label="click")])
+    >>> ranker = MultiTaskRanker(schema, sharing=SharedBottom(dims=(8,)), random_state=0)
+    >>> ranker.fit(table).evaluate(table).value("ctr", "auc")
+    1.0
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        sharing: Sharing = _MMOE,
+        heads: Heads = _TOWERS,
+        embedding_dim: int = 16,
+        batch_size: int = 2048,
+        max_epochs: int = 10,
+        optimizer: Optimizer = _ADAM,
+        table_optimizer: RowWiseAdagrad = _ADAGRAD,
+        monitor: str = "loss",
+        patience: int = 2,
+        reset_tables: bool = False,
+        device: str = "auto",
+        progress: bool | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.schema = schema
+        self.sharing = sharing
+        self.heads = heads
+        self.embedding_dim = embedding_dim
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.optimizer = optimizer
+        self.table_optimizer = table_optimizer
+        self.monitor = monitor
+        self.patience = patience
+        self.reset_tables = reset_tables
+        self.device = device
+        self.progress = progress
+        self.random_state = random_state
+
+    def fit(self, rows: Any, y: None = None, *, valid: Any = None, refit: bool = False) -> Self:
+        """Train on rows whose labels are columns of the table.
+
+        Parameters
+        ----------
+        rows
+            `Rows`, or any table or path that `scan` takes.
+        y
+            Ignored; scikit-learn's convention.
+        valid
+            Rows that choose the number of epochs. Without them all `max_epochs` are trained.
+        refit
+            Once `valid` has chosen the number of epochs, train a new model that long on `rows` and
+            `valid` together: the latest rows are worth more than any architecture.
+
+        Raises
+        ------
+        SchemaError, EncodingError
+            If the settings or the tables contradict the schema. Nothing is fitted then.
+        """
+        del y
+        config = self._config()
+        if refit and valid is None:
+            raise ValueError("refit=True needs valid rows: they choose the number of epochs.")
+        device = _device(self.device)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        train_rows = scan(rows)
+        valid_rows = None if valid is None else scan(valid)
+        encoder, model, trained = self._train(config, device, seed, train_rows, valid_rows)
+        if refit and valid_rows is not None:
+            both = train_rows.concat(valid_rows)
+            config = replace(config, max_epochs=trained.best_epoch)
+            encoder, model, _ = self._train(config, device, seed, both, None)
+        self._set_fitted(encoder, model)
+        self.history_, self.best_epoch_ = trained.history, trained.best_epoch
+        self.valid_report_ = trained.report
+        return self
+
+    def predict(self, rows: Any) -> Any:
+        """Score rows: the id columns as they came, and one column per task.
+
+        The result is a table of the input's kind (polars, pandas, Arrow; parquet paths give polars)
+        with the input's rows in their order.
+        """
+        return self.scorer.score(rows)
+
+    def evaluate(self, rows: Any) -> Report:
+        """Measure every task on the rows where its label is observed."""
+        batch = self.scorer.encoder.encode(rows)
+        if batch.num_rows == 0:
+            raise EncodingError(
+                "The interactions must hold rows to evaluate. Found an empty table."
+            )
+        tensors = RowTensors(batch, self.scorer.device)
+        return evaluate_rows(self.scorer.model, self.schema, batch, tensors)
+
+    def score(self, rows: Any, y: None = None) -> float:
+        """Return one number, the higher the better.
+
+        It is the mean over tasks of AUC (binary), accuracy (multiclass) and R squared (regression);
+        tasks for which that is undefined on these rows are left out with a warning.
+        """
+        del y
+        batch = self.scorer.encoder.encode(rows)
+        tensors = RowTensors(batch, self.scorer.device)
+        return headline_score(self.scorer.model, self.schema, batch, tensors)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to a folder: JSON and safetensors, hashed, replaced as a whole."""
+        scorer = self.scorer
+        encoder, arrays = scorer.encoder.state()
+        report = self.valid_report_
+        metrics = {
+            "best_epoch": self.best_epoch_,
+            "history": _finite(self.history_.to_dicts()),
+            "validation": None if report is None else _finite(report.to_frame().to_dicts()),
+            "notes": [] if report is None else list(report.notes),
+        }
+        settings = self._config().to_dict() | {
+            "sharing": self.sharing.to_dict(),
+            "heads": self.heads.to_dict(),
+            "embedding_dim": self.embedding_dim,
+            "random_state": self.random_state if isinstance(self.random_state, int) else None,
+        }
+        write_model_dir(
+            path,
+            ModelDir(
+                schema=self.schema.to_dict(),
+                model=settings,
+                encoder=encoder,
+                metrics=metrics,
+                encoder_arrays=arrays,
+                weights=scorer.model.state_dict(),
+            ),
+        )
+
+    @property
+    def scorer(self) -> Scorer:
+        """The fitted scorer, for services that need nothing else."""
+        fitted: Scorer | None = getattr(self, "scorer_", None)
+        if fitted is None:
+            raise NotFittedError("The ranker must be fitted or loaded first: call fit or load.")
+        return fitted
+
+    def _config(self) -> TrainConfig:
+        for name, kind in (("schema", Schema), ("sharing", Sharing), ("heads", Heads)):
+            if not isinstance(getattr(self, name), kind):
+                raise SchemaError(
+                    f"{name} must be a {kind.__name__}. Found {getattr(self, name)!r}."
+                )
+        if not isinstance(self.embedding_dim, int) or self.embedding_dim < 1:
+            raise SchemaError(f"embedding_dim must be 1 or more. Found {self.embedding_dim!r}.")
+        monitor_parts(self.monitor, self.schema)
+        return TrainConfig(
+            batch_size=self.batch_size,
+            max_epochs=self.max_epochs,
+            optimizer=self.optimizer,
+            table_optimizer=self.table_optimizer,
+            monitor=self.monitor,
+            patience=self.patience,
+            reset_tables=self.reset_tables,
+        )
+
+    def _train(
+        self, config: TrainConfig, device: torch.device, seed: int, rows: Any, valid: Any
+    ) -> tuple[Encoder, MultiTaskModel, Trained]:
+        encoder = Encoder(self.schema)
+        batch = encoder.fit_encode(rows)
+        valid_batch = None if valid is None else encoder.encode(valid)
+        if valid_batch is not None and valid_batch.num_rows == 0:
+            raise EncodingError("valid must hold rows. Found an empty table.")
+        with seeded(seed, device):
+            model = self._network(encoder)
+            model.learn_outputs(batch)
+            model.to(device)
+            trainer = Trainer(model, self.schema, config, seed=seed, progress=self.progress)
+            return encoder, model, trainer.fit(batch, valid_batch)
+
+    def _network(self, encoder: Encoder) -> MultiTaskModel:
+        return MultiTaskModel(
+            encoder.layout,
+            self.schema.tasks,
+            sharing=self.sharing,
+            heads=self.heads,
+            embedding_dim=self.embedding_dim,
+        )
+
+    def _set_fitted(self, encoder: Encoder, model: MultiTaskModel) -> None:
+        self.scorer_ = Scorer(self.schema, encoder, model)
+
+
+def load(path: str | Path, *, device: str = "auto") -> MultiTaskRanker:
+    """Load a model folder that `MultiTaskRanker.save` wrote; no code in it is run.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    device
+        Where the model is to lie; any, whatever it was trained on.
+
+    Raises
+    ------
+    ModelDirError
+        If the folder is damaged, incomplete, changed or of an unknown format.
+    """
+    found = read_model_dir(path)
+    settings = dict(found.model)
+    sharing = Sharing.from_dict(settings.pop("sharing"), path="model.sharing")
+    heads = Heads.from_dict(settings.pop("heads"), path="model.heads")
+    embedding_dim, random_state = settings.pop("embedding_dim"), settings.pop("random_state")
+    config = TrainConfig.from_dict(settings, path="model")
+    ranker = MultiTaskRanker(
+        Schema.from_dict(found.schema, path="schema"),
+        sharing=sharing,
+        heads=heads,
+        embedding_dim=embedding_dim,
+        batch_size=config.batch_size,
+        max_epochs=config.max_epochs,
+        optimizer=config.optimizer,
+        table_optimizer=config.table_optimizer,
+        monitor=config.monitor,
+        patience=config.patience,
+        reset_tables=config.reset_tables,
+        device=device,
+        random_state=random_state,
+    )
+    encoder = Encoder.from_state(ranker.schema, found.encoder, found.encoder_arrays)
+    model = ranker._network(encoder)
+    try:
+        model.load_state_dict(dict(found.weights))
+    except RuntimeError as error:
+        raise ModelDirError(
+            f"{path}: the weights do not fit the model's settings: {error}"
+        ) from error
+    ranker._set_fitted(encoder, model.to(_device(device)))
+    ranker.best_epoch_ = int(found.metrics["best_epoch"])
+    ranker.history_ = pl.DataFrame(found.metrics["history"])
+    ranker.valid_report_ = _report(found.metrics)
+    return ranker
+
+
+def _report(metrics: dict[str, Any]) -> Report | None:
+    if metrics["validation"] is None:
+        return None
+    measured = [
+        Measurement(**{**row, "value": float("nan") if row["value"] is None else row["value"]})
+        for row in metrics["validation"]
+    ]
+    return Report(tuple(measured), tuple(metrics["notes"]))
+
+
+def _device(name: Literal["auto"] | str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _finite(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Replace NaN by null: JSON has no NaN."""
+    return [
+        {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
+        for row in rows
+    ]

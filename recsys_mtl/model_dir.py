@@ -1,0 +1,202 @@
+"""A model folder: JSON and safetensors, hashed, written whole or not at all; loading runs no code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from recsys_mtl.encoding import HASH_VERSION
+from recsys_mtl.encoding.learning import Array
+from recsys_mtl.errors import ModelDirError
+
+FORMAT_VERSION = 1
+_FORMAT = "recsys_mtl model"
+_MANIFEST = "manifest.json"
+_JSON = ("schema", "model", "encoder", "metrics")
+_FILES = (*(f"{name}.json" for name in _JSON), "encoder.safetensors", "weights.safetensors")
+
+
+@dataclass(frozen=True)
+class ModelDir:
+    """The contents of a model folder, as plain values.
+
+    Parameters
+    ----------
+    schema, model, encoder, metrics
+        JSON values: the schema, the model's settings, what the encoder learned, validation metrics.
+    encoder_arrays
+        Arrays of the encoder.
+    weights
+        The network's state, on the CPU.
+    """
+
+    schema: dict[str, Any]
+    model: dict[str, Any]
+    encoder: dict[str, Any]
+    metrics: dict[str, Any]
+    encoder_arrays: Mapping[str, Array]
+    weights: Mapping[str, torch.Tensor]
+
+
+def write_model_dir(path: str | Path, contents: ModelDir) -> None:
+    """Write a model folder; a reader sees the old one or the new one, never a part.
+
+    Raises
+    ------
+    ModelDirError
+        If the path holds something that is not a model folder: it is left alone.
+    """
+    target = Path(path)
+    if target.exists() and not _is_model_dir(target):
+        raise ModelDirError(
+            f"{target} must not exist or be a model folder, which is then replaced. Found something"
+            " else. Choose another path."
+        )
+    files = {f"{name}.json": _dump(getattr(contents, name)) for name in _JSON}
+    files["encoder.safetensors"] = save_arrays(
+        {name: np.ascontiguousarray(array) for name, array in contents.encoder_arrays.items()}
+    )
+    files["weights.safetensors"] = save_tensors(
+        {name: value.detach().cpu().contiguous() for name, value in contents.weights.items()}
+    )
+    files[_MANIFEST] = _dump(_manifest(files))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as undo:
+        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        undo.callback(shutil.rmtree, fresh, ignore_errors=True)
+        for name, data in files.items():
+            _write(fresh / name, data)
+        _sync(fresh)
+        fresh.chmod(0o755)
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            undo.callback(shutil.rmtree, old, ignore_errors=True)
+            target.rename(old / "old")
+        fresh.rename(target)
+        _sync(target.parent)
+
+
+def read_model_dir(path: str | Path) -> ModelDir:
+    """Read a model folder and check every byte of it.
+
+    Raises
+    ------
+    ModelDirError
+        If the folder is missing a file, has one that is not listed, was changed since it was written,
+        or has a format this version does not know.
+    """
+    folder = Path(path)
+    manifest = _read_manifest(folder)
+    found = {entry.name for entry in folder.iterdir()}
+    if found != {*_FILES, _MANIFEST}:
+        odd = sorted(found ^ {*_FILES, _MANIFEST})
+        raise ModelDirError(
+            f"{folder} must hold the files of its manifest. Missing or extra: {odd}."
+        )
+    data = {name: _read_listed(folder / name, manifest["files"]) for name in _FILES}
+    values = {name: json.loads(data[f"{name}.json"]) for name in _JSON}
+    try:
+        arrays = load_arrays(data["encoder.safetensors"])
+        weights = load_tensors(data["weights.safetensors"])
+    except SafetensorError as error:
+        raise ModelDirError(f"{folder} holds a damaged safetensors file: {error}.") from error
+    return ModelDir(**values, encoder_arrays=arrays, weights=weights)
+
+
+def _manifest(files: Mapping[str, bytes]) -> dict[str, Any]:
+    listed = {
+        "format": _FORMAT,
+        "format_version": FORMAT_VERSION,
+        "hash_version": HASH_VERSION,
+        "package_version": metadata.version("recsys_mtl"),
+        "files": {
+            name: {"sha256": _sha256(data), "size": len(data)} for name, data in files.items()
+        },
+    }
+    return listed | {"sha256": _sha256(_dump(listed))}
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise ModelDirError(f"{folder} must be a model folder. Found no such folder.")
+    if not (folder / _MANIFEST).is_file():
+        raise ModelDirError(f"{folder} must be a model folder. It has no {_MANIFEST}.")
+    data = (folder / _MANIFEST).read_bytes()
+    try:
+        manifest = json.loads(data)
+        digest = manifest.pop("sha256")
+        whole = manifest["format"] == _FORMAT
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelDirError(f"{folder / _MANIFEST} is damaged: {error}.") from error
+    if not whole:
+        raise ModelDirError(f"{folder} must be a model folder. Found {manifest['format']!r}.")
+    for name, known in (("format_version", FORMAT_VERSION), ("hash_version", HASH_VERSION)):
+        if manifest.get(name) != known:
+            raise ModelDirError(
+                f"{folder} has {name} {manifest.get(name)!r}; this version reads {known}."
+                " Load it with the package version that wrote it"
+                f" ({manifest.get('package_version')}), or train again."
+            )
+    if digest != _sha256(_dump(manifest)) or data != _dump(manifest | {"sha256": digest}):
+        raise ModelDirError(f"{folder / _MANIFEST} was changed after it was written.")
+    return dict(manifest)
+
+
+def _read_listed(file: Path, listed: Mapping[str, Any]) -> bytes:
+    if file.is_symlink() or not file.is_file():
+        raise ModelDirError(f"{file} must be a plain file.")
+    data = file.read_bytes()
+    entry = listed.get(file.name, {})
+    if len(data) != entry.get("size") or _sha256(data) != entry.get("sha256"):
+        raise ModelDirError(
+            f"{file} was changed after it was written: its SHA-256 is not the manifest's."
+            " Copy the model folder again from where it was made."
+        )
+    return data
+
+
+def _is_model_dir(path: Path) -> bool:
+    try:
+        return bool(json.loads((path / _MANIFEST).read_bytes())["format"] == _FORMAT)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _dump(value: Any) -> bytes:
+    return json.dumps(value, indent=1, allow_nan=False).encode() + b"\n"
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _write(file: Path, data: bytes) -> None:
+    with file.open("xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

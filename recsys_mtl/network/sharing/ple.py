@@ -1,0 +1,112 @@
+"""PLE: shared and task-own experts, mixed level by level; one level is CGC."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY
+from typing import Annotated, cast
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from recsys_mtl.network.layers import MLP, Gate, mix
+from recsys_mtl.network.sharing.base import Count, Dims, Dropout, Shared, Sharing, SharingModule
+from recsys_mtl.spec import spec
+
+
+@spec
+class PLE(Sharing, kind="ple"):
+    """Each task mixes its own experts with the shared ones; the result feeds the next level.
+
+    With one level it is CGC; with one level and no task experts it is MMoE.
+
+    Parameters
+    ----------
+    num_levels
+        Extraction levels.
+    num_shared_experts, num_task_experts
+        Experts per level that are shared, and that each task has for itself. Not both 0.
+    expert_dims
+        Widths of each expert's layers, the same in all levels.
+    dropout
+        Share of activations dropped after each expert layer in training.
+
+    References
+    ----------
+    H. Tang et al., "Progressive Layered Extraction (PLE): A Novel Multi-Task Learning Model for
+    Personalized Recommendations", RecSys 2020, sections 4.1 and 4.2.
+    """
+
+    num_levels: Count = 2
+    _: KW_ONLY
+    num_shared_experts: Annotated[int, Field(ge=0)] = 2
+    num_task_experts: Annotated[int, Field(ge=0)] = 2
+    expert_dims: Dims = (128,)
+    dropout: Dropout = 0.0
+
+    def __post_init__(self) -> None:
+        if self.num_shared_experts + self.num_task_experts == 0:
+            raise ValueError("num_shared_experts and num_task_experts must not both be 0")
+        if not self.expert_dims:
+            raise ValueError("expert_dims must name at least one layer")
+
+    def build(self, input_dim: int, num_tasks: int) -> SharingModule:
+        """Make the module."""
+        return _PLE(self, input_dim, num_tasks)
+
+
+class _Level(nn.Module):
+    """One extraction level; T task inputs and the shared one in, the same out.
+
+    The last level has no shared output, and without shared experts nothing would read it.
+    """
+
+    def __init__(self, spec: PLE, input_dim: int, num_tasks: int, *, last: bool) -> None:
+        super().__init__()
+        own, shared = spec.num_task_experts, spec.num_shared_experts
+        self.task_experts = nn.ModuleList(_experts(spec, input_dim, own) for _ in range(num_tasks))
+        self.shared_experts = _experts(spec, input_dim, shared)
+        self.task_gates = nn.ModuleList(Gate(input_dim, own + shared) for _ in range(num_tasks))
+        mixes = not last and shared > 0
+        self.shared_gate = Gate(input_dim, num_tasks * own + shared) if mixes else None
+
+    def forward(
+        self, tasks: tuple[Tensor, ...], shared_BI: Tensor
+    ) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...]]:
+        own = [
+            [expert(x_BI) for expert in cast("nn.ModuleList", experts)]
+            for experts, x_BI in zip(self.task_experts, tasks, strict=True)
+        ]
+        shared = [expert(shared_BI) for expert in self.shared_experts]
+        gates = [gate(x_BI) for gate, x_BI in zip(self.task_gates, tasks, strict=True)]
+        mixed = tuple(mix([*e, *shared], g_BE) for e, g_BE in zip(own, gates, strict=True))
+        if self.shared_gate is not None:
+            gates.append(self.shared_gate(shared_BI))
+            shared_BI = mix([*(e for experts in own for e in experts), *shared], gates[-1])
+        return mixed, shared_BI, tuple(gates)
+
+
+class _PLE(SharingModule):
+    def __init__(self, spec: PLE, input_dim: int, num_tasks: int) -> None:
+        super().__init__()
+        widths = [input_dim, *[spec.expert_dims[-1]] * (spec.num_levels - 1)]
+        self.levels = nn.ModuleList(
+            _Level(spec, width, num_tasks, last=number == spec.num_levels)
+            for number, width in enumerate(widths, start=1)
+        )
+        self.num_tasks = num_tasks
+        self.output_dim = spec.expert_dims[-1]
+
+    def forward(self, x_BVI: Tensor) -> Shared:
+        shared_BI = x_BVI[:, 0]
+        tasks: tuple[Tensor, ...] = (shared_BI,) * self.num_tasks
+        gates = []
+        for level in self.levels:
+            tasks, shared_BI, level_gates = level(tasks, shared_BI)
+            gates.append(level_gates)
+        return Shared(tasks, tuple(gates))
+
+
+def _experts(spec: PLE, input_dim: int, count: int) -> nn.ModuleList:
+    return nn.ModuleList(
+        MLP(input_dim, spec.expert_dims, dropout=spec.dropout) for _ in range(count)
+    )

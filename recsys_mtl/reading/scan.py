@@ -1,0 +1,257 @@
+"""Rows: interactions and the tables of users and items beside them, read lazily."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from recsys_mtl.errors import EncodingError
+from recsys_mtl.tables import Kind, as_kind, damaged_place, is_path, kind_of, lazy_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_POSITION = "__position__"
+_SIDE_ROW = "__side_row__"
+
+ABSENT = -1
+"""Row number of a user or item that its side table does not hold."""
+
+
+@dataclass(frozen=True)
+class SideTable:
+    """The table of users or of items, one row each.
+
+    Parameters
+    ----------
+    source
+        The table, lazily.
+    name
+        ``"users"`` or ``"items"``, for errors.
+    """
+
+    source: pl.LazyFrame
+    name: str
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """Column names."""
+        return self.source.collect_schema().names()
+
+    def frame(self, key: str, columns: Iterable[str]) -> pl.DataFrame:
+        """Read the key and the columns asked for; every key must stand once and not be null."""
+        wanted = list(dict.fromkeys((key, *columns)))
+        require(self.columns, wanted, f"{self.name} table")
+        frame = _collect(self.source.select(wanted), f"{self.name} table")
+        if frame[key].null_count():
+            raise EncodingError(
+                f"Column {key!r} of the {self.name} table must name every row."
+                f" Found {frame[key].null_count()} nulls."
+            )
+        if frame[key].n_unique() < frame.height:
+            twice = frame[key].filter(frame[key].is_duplicated())
+            raise EncodingError(
+                f"Column {key!r} of the {self.name} table must be unique. {twice.n_unique()} keys"
+                f" stand more than once, the first is {twice[0]!r}. Keep one row per key."
+            )
+        return frame
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Interactions to train on or to score, with their side tables; made by `scan`."""
+
+    interactions: pl.LazyFrame
+    users: SideTable | None = None
+    items: SideTable | None = None
+    kind: Kind = "polars"
+    paths: tuple[str, ...] = ()
+    index: pd.Index | None = field(default=None, compare=False)
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """Columns of the interactions."""
+        names = self.interactions.collect_schema().names()
+        return [name for name in names if name != _POSITION]
+
+    def filter(self, *predicates: pl.Expr) -> Self:
+        """Keep the interactions for which all polars expressions are true, lazily."""
+        used = {name for predicate in predicates for name in predicate.meta.root_names()}
+        require(self.columns, sorted(used), "interactions (filters see their columns only)")
+        return replace(self, interactions=self.interactions.filter(*predicates))
+
+    def concat(self, other: Rows) -> Rows:
+        """Return these interactions followed by the other's; both must have the same side tables."""
+        for mine, its in ((self.users, other.users), (self.items, other.items)):
+            if mine is not its and (mine is None or its is None or mine.source is not its.source):
+                raise ValueError(
+                    "Rows can be joined only if they share their users and items tables."
+                    " Filter both from one scan()."
+                )
+        shared = [name for name in self.columns if name in set(other.columns)]
+        return replace(
+            self,
+            interactions=pl.concat(
+                [self.interactions.select(shared), other.interactions.select(shared)],
+                how="vertical_relaxed",
+            ),
+            paths=(*self.paths, *other.paths),
+            index=None,
+        )
+
+    def frame(self, columns: Iterable[str]) -> pl.DataFrame:
+        """Read the columns asked for of all interactions into memory."""
+        return _collect(self._select(columns), "interactions", self.paths)
+
+    def frames(self, columns: Iterable[str], *, chunk_rows: int) -> Iterator[pl.DataFrame]:
+        """Read the interactions in order, at most `chunk_rows` at a time; at least one frame."""
+        lazy = self._select(columns)
+        empty = True
+        for frame in _batches(lazy, chunk_rows, self.paths):
+            for start in range(0, frame.height, chunk_rows):
+                empty = False
+                yield frame.slice(start, chunk_rows)
+        if empty:
+            yield pl.DataFrame(schema=lazy.collect_schema())
+
+    def restore(self, frame: pl.DataFrame) -> Any:
+        """Return a result, one row per interaction, as the kind of table that came in."""
+        if self.index is None:
+            return as_kind(frame, self.kind)
+        index = self.index.take(self.frame([_POSITION])[_POSITION].to_numpy())
+        return as_kind(frame, self.kind, index)
+
+    def _select(self, columns: Iterable[str]) -> pl.LazyFrame:
+        wanted = list(dict.fromkeys(columns))
+        require([*self.columns, _POSITION], wanted, "interactions")
+        return self.interactions.select(wanted)
+
+
+def scan(interactions: Any, *, users: Any = None, items: Any = None) -> Rows:
+    """Open interactions, and the users and items tables if they are kept apart.
+
+    Parameters
+    ----------
+    interactions
+        One row per impression: parquet paths (folders and globs too), a polars, pandas or Arrow
+        table. Nothing is read yet. `Rows` are returned as they are.
+    users, items
+        Tables with one row per user and item, found by the schema's keys. They are encoded once per
+        user and item, never joined to every interaction. A key that is absent from its table keeps
+        its own id; its other features count as null, and reports count such rows.
+
+    Examples
+    --------
+    >>> import polars as pl
+    >>> rows = scan(pl.DataFrame({"user_id": [1, 2], "split": ["train", "test"]}))
+    >>> rows.filter(pl.col("split") == "test").frame(["user_id"])["user_id"].to_list()
+    [2]
+    """
+    if isinstance(interactions, Rows):
+        if users is not None or items is not None:
+            raise TypeError(
+                "Rows carry their side tables already: give users= or items= to one scan."
+            )
+        return interactions
+    frame = lazy_frame(interactions, what="interactions")
+    kind = kind_of(interactions)
+    index = interactions.index if kind == "pandas" else None
+    if index is not None:
+        frame = frame.with_row_index(_POSITION)
+    return Rows(
+        interactions=frame,
+        users=None if users is None else SideTable(lazy_frame(users, what="users table"), "users"),
+        items=None if items is None else SideTable(lazy_frame(items, what="items table"), "items"),
+        kind=kind,
+        paths=_files(interactions),
+        index=index,
+    )
+
+
+def locate(keys: pl.Series, table: pl.Series) -> npt.NDArray[np.int64]:
+    """Find each key's row in a side table.
+
+    Parameters
+    ----------
+    keys
+        Keys of the interactions, of length n; nulls are found nowhere.
+    table
+        The side table's unique keys.
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
+        Row numbers, `ABSENT` where the table lacks the key.
+
+    Raises
+    ------
+    EncodingError
+        If one side holds numbers and the other strings.
+    """
+    numbers = keys.dtype.is_integer(), table.dtype.is_integer()
+    same = keys.dtype == table.dtype or all(numbers)
+    texts = (pl.String, pl.Categorical, pl.Enum)
+    if not same and all(column.dtype in texts for column in (keys, table)):
+        keys, table, same = keys.cast(pl.String), table.cast(pl.String), True
+    if not same and keys.dtype != pl.Null:
+        raise EncodingError(
+            f"Key {keys.name!r} must have one type in all tables. The interactions hold {keys.dtype},"
+            f" the side table {table.dtype}: cast one of them."
+        )
+    if keys.dtype == pl.Null:
+        return np.full(keys.len(), ABSENT, dtype=np.int64)
+    wide = pl.Int128 if all(numbers) else table.dtype
+    side = pl.DataFrame({"key": table.cast(wide)}).with_row_index(_SIDE_ROW)
+    found = pl.DataFrame({"key": keys.cast(wide)}).join(
+        side, on="key", how="left", maintain_order="left"
+    )
+    return found[_SIDE_ROW].cast(pl.Int64).fill_null(ABSENT).to_numpy()
+
+
+def require(columns: Sequence[str], wanted: Sequence[str], where: str) -> None:
+    """Raise an `EncodingError` that names the columns a table lacks."""
+    missing = [name for name in wanted if name not in set(columns)]
+    if missing:
+        raise EncodingError(
+            f"The {where} must have column {missing[0]!r}"
+            f"{f' and {len(missing) - 1} more: {missing[1:]}' if missing[1:] else ''}."
+            f" Columns found: {list(columns)}."
+        )
+
+
+def _collect(lazy: pl.LazyFrame, what: str, paths: Sequence[str] = ()) -> pl.DataFrame:
+    try:
+        return lazy.collect()
+    except pl.exceptions.PolarsError as error:
+        raise _unreadable(what, paths, error) from error
+
+
+def _batches(lazy: pl.LazyFrame, rows: int, paths: Sequence[str]) -> Iterator[pl.DataFrame]:
+    try:
+        yield from lazy.collect_batches(chunk_size=rows, maintain_order=True)
+    except pl.exceptions.PolarsError as error:
+        raise _unreadable("interactions", paths, error) from error
+
+
+def _unreadable(what: str, paths: Sequence[str], error: Exception) -> EncodingError:
+    return EncodingError(f"The {what} could not be read: {damaged_place(paths) or error}")
+
+
+def _files(table: Any) -> tuple[str, ...]:
+    if not is_path(table):
+        return ()
+    from glob import glob
+    from pathlib import Path
+
+    parts = table if isinstance(table, list | tuple) else [table]
+    found: list[str] = []
+    for part in map(str, parts):
+        pattern = f"{part}/**/*.parquet" if Path(part).is_dir() else part
+        found += sorted(glob(pattern, recursive=True))
+    return tuple(found)

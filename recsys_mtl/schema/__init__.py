@@ -1,0 +1,31 @@
+"""What the columns mean: features, tasks and the schema that binds them."""
+
+from recsys_mtl.schema.features import (
+    Bag,
+    Categorical,
+    Feature,
+    History,
+    IdFeature,
+    ListFeature,
+    Numeric,
+    Vector,
+)
+from recsys_mtl.schema.schema import Schema, Side
+from recsys_mtl.schema.tasks import Binary, Multiclass, Regression, Task
+
+__all__ = [
+    "Bag",
+    "Binary",
+    "Categorical",
+    "Feature",
+    "History",
+    "IdFeature",
+    "ListFeature",
+    "Multiclass",
+    "Numeric",
+    "Regression",
+    "Schema",
+    "Side",
+    "Task",
+    "Vector",
+]

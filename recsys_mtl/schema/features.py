@@ -1,0 +1,173 @@
+"""Features: the role each column plays as an input."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from recsys_mtl.spec import Spec, spec
+
+Name = Annotated[str, Field(min_length=1)]
+NumBuckets = Annotated[int, Field(ge=2, le=2**31)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+@spec
+class Feature(Spec):
+    """What all features share: a name that is unique in the schema, and the column it reads.
+
+    Parameters
+    ----------
+    name
+        Name of the feature.
+    column
+        Column it reads; by default the column of the same name.
+    """
+
+    name: Name
+    _: KW_ONLY
+    column: Name | None = None
+
+    @property
+    def source(self) -> str:
+        """The column read."""
+        return self.column or self.name
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns read."""
+        return (self.source,)
+
+
+@spec
+class IdFeature(Feature):
+    """A feature whose values are hashed and looked up in an embedding table.
+
+    Parameters
+    ----------
+    num_buckets
+        Hash range. By default 32 times the number of distinct training values, rounded up to a power
+        of two, at least 65,536: about 3 % of the ids then share a bucket. A bucket costs 4 bytes; only
+        buckets that training rows hit get a row in the table.
+    embedding_dim
+        Width of its vectors; by default the model's.
+    min_count
+        A value (strictly: its bucket) seen in fewer training rows shares the `unknown` row.
+    table
+        Name of the table; features that name the same one share buckets and vectors.
+        By default the feature's own name. The hash seed is derived from it.
+    """
+
+    _: KW_ONLY
+    num_buckets: NumBuckets | None = None
+    embedding_dim: Positive | None = None
+    min_count: Positive = 1
+    table: Name | None = None
+
+    @property
+    def table_name(self) -> str:
+        """The table its values are looked up in."""
+        return self.table or self.name
+
+
+@spec
+class Categorical(IdFeature, kind="categorical"):
+    """One id per row: strings, integers, booleans, dates, bytes or dictionary-encoded values.
+
+    Null, the empty string and values unseen in training each have a row of their own.
+    The integer 5 and the string "5" are different values.
+    """
+
+
+@spec
+class ListFeature(IdFeature):
+    """Several ids per row: a list column, or a string to be split.
+
+    Parameters
+    ----------
+    separator
+        If given, the column holds strings that are split at it; empty pieces are dropped.
+    max_length
+        Ids kept per row; None keeps all.
+    """
+
+    _: KW_ONLY
+    separator: Name | None = None
+    max_length: Positive | None = None
+
+
+@spec
+class Bag(ListFeature, kind="bag"):
+    """An unordered set of ids per row; their vectors are pooled. Null and empty bags give zeros.
+
+    Parameters
+    ----------
+    weights
+        Column of float lists, as long as the bag's, that weigh the ids.
+    pooling
+        ``"mean"`` divides by the number (or the weights' sum) of the ids; ``"sum"`` does not.
+    max_length
+        Ids kept per row: the first ones. None keeps all.
+    """
+
+    _: KW_ONLY
+    weights: Name | None = None
+    pooling: Literal["mean", "sum"] = "mean"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns read: the ids' and the weights'."""
+        return (self.source,) if self.weights is None else (self.source, self.weights)
+
+
+@spec
+class History(ListFeature, kind="history"):
+    """An ordered list of ids per row, oldest first, such as the items a user saw last.
+
+    Parameters
+    ----------
+    max_length
+        Ids kept per row: the last, most recent ones.
+    """
+
+    _: KW_ONLY
+    max_length: Positive | None = 50
+
+
+@spec
+class Numeric(Feature, kind="numeric"):
+    """A number per row. Null and NaN are a value of their own, never a number.
+
+    Parameters
+    ----------
+    scaling
+        ``"quantile"`` looks up a vector per quantile bucket (missing has its own); ``"standard"``
+        subtracts the training mean and divides by the deviation; ``"log"`` does the same after
+        ``sign(x) * log(1 + |x|)``. The last two give two inputs: the number, cut at 5 deviations
+        and 0 where missing, and a flag that is 1 where missing.
+    num_quantiles
+        Buckets of ``"quantile"``; equal edges are merged.
+    embedding_dim
+        Width of the bucket vectors; by default the model's.
+    """
+
+    _: KW_ONLY
+    scaling: Literal["quantile", "standard", "log"] = "quantile"
+    num_quantiles: Annotated[int, Field(ge=2, le=65536)] = 32
+    embedding_dim: Positive | None = None
+
+
+@spec
+class Vector(Feature, kind="vector"):
+    """A given list of numbers per row, such as an image embedding. A null vector gives zeros.
+
+    Parameters
+    ----------
+    dim
+        Its length in every row.
+    """
+
+    _: KW_ONLY
+    dim: Positive

@@ -1,0 +1,197 @@
+"""Schema: what every column of the tables means, once, for training, scoring and serving."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import KW_ONLY
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator
+
+from recsys_mtl.schema.features import Feature, IdFeature, Name
+from recsys_mtl.schema.tasks import Binary, Task
+from recsys_mtl.spec import Spec, spec
+
+Features = Annotated[Sequence[Feature], AfterValidator(tuple)]
+Tasks = Annotated[Sequence[Task], AfterValidator(tuple)]
+
+
+@spec
+class Side(Spec):
+    """The user's or the item's half of the schema.
+
+    Parameters
+    ----------
+    key
+        Column that names the user or item in the interactions and in its own table.
+    features
+        What is known of it. Each is read from its own table if `scan` was given one, else from the
+        interactions; a feature of the key column itself is always known.
+    """
+
+    key: Name
+    _: KW_ONLY
+    features: Features = ()
+
+
+@spec
+class Schema(Spec):
+    """What the columns of a table mean.
+
+    Parameters
+    ----------
+    user, item
+        The two sides; both may be left out for a plain table.
+    context
+        Features of the impression itself, read from the interactions.
+    tasks
+        What is predicted; at least one.
+    hash
+        Hash of the ids: ``"xxh64"``, or ``"murmur3"`` (32 bit) for parity with other tools.
+
+    Raises
+    ------
+    SchemaError
+        If two features or two tasks share a name, a label serves as a feature, or `within` names
+        no binary task.
+    """
+
+    _: KW_ONLY
+    user: Side | None = None
+    item: Side | None = None
+    context: Features = ()
+    tasks: Tasks
+    hash: Literal["xxh64", "murmur3"] = "xxh64"
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ValueError("tasks must hold at least one task")
+        if not self.features:
+            raise ValueError("at least one feature is needed, in user, item or context")
+        _check_unique("feature", (feature.name for feature in self.features))
+        _check_unique("task", (task.name for task in self.tasks))
+        _check_unique("key or task", (*self.keys, *(task.name for task in self.tasks)))
+        self._check_leaks()
+        self._check_spaces()
+        self._check_tables()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The id columns that scores are returned with: the user's, then the item's."""
+        return tuple(side.key for side in (self.user, self.item) if side is not None)
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """All features: the user's, the item's, the context's."""
+        sides = (side.features for side in (self.user, self.item) if side is not None)
+        return (*(feature for side in sides for feature in side), *self.context)
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The columns of labels and sample weights, each once."""
+        columns = [task.label for task in self.tasks]
+        columns += [task.sample_weight for task in self.tasks if task.sample_weight is not None]
+        return tuple(dict.fromkeys(columns))
+
+    def task(self, name: str) -> Task:
+        """Return the task of that name."""
+        found = next((task for task in self.tasks if task.name == name), None)
+        if found is None:
+            names = [task.name for task in self.tasks]
+            raise KeyError(f"No task is named {name!r}. Tasks: {names}.")
+        return found
+
+    @classmethod
+    def infer(
+        cls,
+        table: Any,
+        *,
+        user: str | None = None,
+        item: str | None = None,
+        tasks: Sequence[Task | str],
+        users: Any = None,
+        items: Any = None,
+        exclude: Iterable[str] = (),
+    ) -> Self:
+        """Propose a schema from the columns of a table, for a person to read and edit.
+
+        Parameters
+        ----------
+        table
+            The interactions: a polars, pandas or Arrow table, or a parquet path.
+        user, item
+            Key columns.
+        tasks
+            Tasks, or names of label columns: two values 0/1 become `Binary`, other numbers `Regression`.
+        users, items
+            Tables of the two sides, if they are kept apart.
+        exclude
+            Columns that must not become features, such as the split or other outcomes. A label cut
+            from a column you leave in (watch time, say) is a leak no tool can see.
+
+        Returns
+        -------
+        Schema
+            Strings, dates, booleans, integers with up to 64 values and columns named like an id become
+            `Categorical`, other numbers `Numeric`, lists and separator-joined strings `Bag`, fixed-size
+            lists of floats `Vector`. Constant columns and times are left out. In a flat table a
+            column that never varies within a user (item) is put on that side.
+        """
+        from recsys_mtl.schema.infer import propose
+
+        parts = propose(
+            table, user=user, item=item, tasks=tasks, users=users, items=items, exclude=exclude
+        )
+        return cls(
+            user=None if user is None else Side(user, features=parts.user),
+            item=None if item is None else Side(item, features=parts.item),
+            context=parts.context,
+            tasks=parts.tasks,
+        )
+
+    def _check_leaks(self) -> None:
+        outcomes = set(self.label_columns)
+        for feature in self.features:
+            leaked = outcomes.intersection(feature.columns)
+            if leaked:
+                raise ValueError(
+                    f"feature {feature.name!r} reads column {leaked.pop()!r}, which is a label or"
+                    " sample weight: the model would see the answer. Remove the feature"
+                )
+
+    def _check_spaces(self) -> None:
+        tasks = {task.name: task for task in self.tasks}
+        for task in self.tasks:
+            seen = {task.name}
+            parent = task.within
+            while parent is not None:
+                if not isinstance(tasks.get(parent), Binary):
+                    raise ValueError(
+                        f"task {task.name!r}: within must name a binary task. Found {parent!r};"
+                        f" binary tasks: {[t.name for t in self.tasks if isinstance(t, Binary)]}"
+                    )
+                if parent in seen:
+                    raise ValueError(f"task {task.name!r}: within must not lead back to itself")
+                seen.add(parent)
+                parent = tasks[parent].within
+
+    def _check_tables(self) -> None:
+        first: dict[str, IdFeature] = {}
+        for feature in self.features:
+            if not isinstance(feature, IdFeature):
+                continue
+            other = first.setdefault(feature.table_name, feature)
+            for setting in ("num_buckets", "embedding_dim", "min_count"):
+                if getattr(other, setting) != getattr(feature, setting):
+                    raise ValueError(
+                        f"features {other.name!r} and {feature.name!r} share table"
+                        f" {feature.table_name!r} and must agree on {setting}. Found"
+                        f" {getattr(other, setting)} and {getattr(feature, setting)}"
+                    )
+
+
+def _check_unique(what: str, names: Iterable[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{what} names must be unique. {twice[0]!r} is used more than once")

@@ -1,0 +1,62 @@
+"""Scorer: any table in, the ids and one named column per task out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import polars as pl
+import torch
+
+from recsys_mtl.encoding import Encoder
+from recsys_mtl.network import MultiTaskModel, RowTensors, score_rows
+from recsys_mtl.reading import scan
+from recsys_mtl.schema import Multiclass, Schema
+
+CHUNK_ROWS = 1 << 17
+"""Rows read and encoded at once: memory is bounded by it, not by the table."""
+
+
+class Scorer:
+    """Score rows with a trained model.
+
+    Parameters
+    ----------
+    schema
+        What the columns mean.
+    encoder
+        Fitted.
+    model
+        Trained.
+    """
+
+    def __init__(self, schema: Schema, encoder: Encoder, model: MultiTaskModel) -> None:
+        self.schema = schema
+        self.encoder = encoder
+        self.model = model.eval()
+        self.device = next(model.parameters()).device
+
+    def score(self, rows: Any) -> Any:
+        """Return a table of the input's kind: the id columns as they came, a column per task.
+
+        Rows keep their order and number. A binary task's column is a probability, a regression's a
+        value on the label's scale, a multiclass one's a list with a probability per class.
+        """
+        opened = scan(rows)
+        return opened.restore(pl.concat(list(self.frames(opened))))
+
+    def frames(self, rows: Any, *, chunk_rows: int = CHUNK_ROWS) -> Iterator[pl.DataFrame]:
+        """Score in order, `chunk_rows` at a time; an empty table gives one empty frame."""
+        for batch in self.encoder.batches(rows, chunk_rows=chunk_rows):
+            scores = score_rows(self.model, RowTensors(batch, self.device))
+            columns = {
+                task.name: pl.Series(task.name, found.to(torch.float32).numpy(), _dtype(task))
+                for task, found in zip(self.schema.tasks, scores, strict=True)
+            }
+            yield batch.keys.with_columns(**columns)
+
+
+def _dtype(task: object) -> pl.DataType:
+    if isinstance(task, Multiclass):
+        return pl.Array(pl.Float32(), task.num_classes)
+    return pl.Float32()

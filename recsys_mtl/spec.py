@@ -1,0 +1,174 @@
+"""Spec: a frozen, validated value that says a choice, goes to JSON and comes back.
+
+Features, tasks, schemas, sharing structures, heads and training settings are specs. A spec with a
+`kind` is found by that name in JSON and TOML; declaring the class registers it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import typing
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass as validated_dataclass
+
+from recsys_mtl.errors import SchemaError
+
+T = TypeVar("T", bound="Spec")
+
+_CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_default=True)
+
+
+class Spec:
+    """Base of all specs; subclasses are decorated with `spec` and may carry a `kind`."""
+
+    kind: ClassVar[str | None] = None
+    _kinds: ClassVar[dict[str, type[Spec]]] = {}
+
+    def __init_subclass__(cls, *, kind: str | None = None) -> None:
+        super().__init_subclass__()
+        if kind is None:
+            return
+        taken = Spec._kinds.get(kind)
+        if taken is not None and taken.__qualname__ != cls.__qualname__:
+            raise SchemaError(f"Kind {kind!r} must be unique. {taken.__qualname__} has it already.")
+        cls.kind = kind
+        Spec._kinds[kind] = cls
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the spec as plain JSON values, with its `kind` first where it has one."""
+        named = {} if self.kind is None else {"kind": self.kind}
+        return named | {
+            field.name: _plain(getattr(self, field.name))
+            for field in dataclasses.fields(self)  # type: ignore[arg-type] # made by `spec`
+        }
+
+    def to_json(self) -> str:
+        """Return the spec as indented JSON."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that change whenever any value of the spec changes."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, path: str = "") -> Self:
+        """Build the spec, and those inside it, from plain values.
+
+        Parameters
+        ----------
+        data
+            What `to_dict` returned, or the same from a TOML file; missing keys take their defaults.
+        path
+            Where `data` stands in its file, such as ``model.sharing``; errors begin with it.
+
+        Raises
+        ------
+        SchemaError
+            If a key is unknown or a value breaks a rule. The text names the full path of the key.
+        """
+        if not isinstance(data, Mapping):
+            raise SchemaError(f"{path or cls.__name__} must be a table of keys. Found {data!r}.")
+        built = _build(cls, data, path)
+        if not isinstance(built, cls):
+            raise SchemaError(
+                f"{path or 'kind'} must be one of {_kinds_of(cls)}. Found kind {data.get('kind')!r}."
+            )
+        return built
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Build the spec from what `to_json` returned."""
+        return cls.from_dict(json.loads(text))
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
+def spec(cls: type[T]) -> type[T]:
+    """Make a `Spec` class a frozen dataclass whose values are validated on construction."""
+    made = validated_dataclass(frozen=True, config=_CONFIG)(cls)
+    construct = made.__init__
+
+    @functools.wraps(construct)
+    def checked(self: T, *args: Any, **kwargs: Any) -> None:
+        try:
+            construct(self, *args, **kwargs)
+        except ValidationError as error:
+            raise SchemaError(_explain(error, made.__name__, ".")) from None
+
+    setattr(made, "__init__", checked)  # noqa: B010 # mypy forbids assigning to a method
+    return typing.cast("type[T]", made)
+
+
+def _explain(error: ValidationError, where: str, joint: str) -> str:
+    lines = []
+    for problem in error.errors(include_url=False, include_context=False):
+        place = ".".join(str(part) for part in problem["loc"])
+        text = problem["msg"].removeprefix("Value error, ")
+        found = (
+            "" if problem["type"] in {"missing", "value_error"} else f" Found {problem['input']!r}."
+        )
+        lines.append(f"{where}{joint if place else ''}{place}: {text.rstrip('.')}.{found}")
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return value.to_dict()
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _build(cls: type[Spec], data: Mapping[str, Any], path: str) -> Spec:
+    kind = data.get("kind")
+    if kind is not None:
+        if kind not in Spec._kinds:
+            place = f"{path}.kind" if path else "kind"
+            raise SchemaError(f"{place} must be one of {_kinds_of(cls)}. Found {kind!r}.")
+        cls = Spec._kinds[kind]
+    elif not dataclasses.is_dataclass(cls):
+        place = f"{path}.kind" if path else "kind"
+        raise SchemaError(f"{place} is required: one of {_kinds_of(cls)}.")
+    hints = typing.get_type_hints(cls)
+    values = {
+        key: _nested(value, _spec_in(hints.get(key)), f"{path}.{key}" if path else key)
+        for key, value in data.items()
+        if key != "kind"
+    }
+    known = {field.name for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - known)
+    if unknown:
+        place = f"{path}.{unknown[0]}" if path else unknown[0]
+        raise SchemaError(f"{place} is not known to {cls.__name__}. Known: {sorted(known)}.")
+    try:
+        return cls(**values)
+    except SchemaError as error:
+        raise SchemaError(str(error).replace(cls.__name__, path or cls.__name__, 1)) from None
+
+
+def _nested(value: Any, hint: type[Spec] | None, path: str) -> Any:
+    if isinstance(value, Mapping) and hint is not None:
+        return hint.from_dict(value, path=path)
+    if isinstance(value, list | tuple):
+        return tuple(_nested(item, hint, f"{path}[{i}]") for i, item in enumerate(value))
+    return value
+
+
+def _spec_in(hint: Any) -> type[Spec] | None:
+    """Find the spec class inside a type such as `tuple[Feature, ...]` or `Side | None`."""
+    if typing.get_origin(hint) is None and isinstance(hint, type):
+        return hint if issubclass(hint, Spec) else None
+    inner = (_spec_in(argument) for argument in typing.get_args(hint))
+    return next((found for found in inner if found is not None), None)
+
+
+def _kinds_of(cls: type[Spec]) -> list[str]:
+    return sorted(kind for kind, member in Spec._kinds.items() if issubclass(member, cls))

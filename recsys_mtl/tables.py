@@ -1,0 +1,114 @@
+"""Any table a user holds as a polars frame, and a result back as the kind that came in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import polars as pl
+import pyarrow as pa
+from pyarrow import parquet
+
+from recsys_mtl.errors import EncodingError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Kind = Literal["polars", "pandas", "arrow"]
+
+
+def is_path(table: Any) -> bool:
+    """Tell whether the table is a parquet path, a glob or a list of them."""
+    return isinstance(table, str | Path) or (
+        isinstance(table, list | tuple) and all(isinstance(part, str | Path) for part in table)
+    )
+
+
+def kind_of(table: Any) -> Kind:
+    """Tell which kind of table a result should come back as; parquet paths give polars frames."""
+    if _is_pandas(table):
+        return "pandas"
+    if isinstance(table, pa.Table | pa.RecordBatch):
+        return "arrow"
+    return "polars"
+
+
+def lazy_frame(table: Any, *, what: str = "table") -> pl.LazyFrame:
+    """Open a table lazily.
+
+    Parameters
+    ----------
+    table
+        A polars frame or lazy frame, a pandas frame, an Arrow table or record batch, or one or
+        several parquet paths (folders and globs too). Nothing is copied that need not be.
+    what
+        Its name in errors.
+
+    Raises
+    ------
+    EncodingError
+        If a file is missing or no parquet, or a column mixes types.
+    TypeError
+        If the table is none of the above.
+    """
+    if isinstance(table, pl.LazyFrame):
+        return table
+    if isinstance(table, pl.DataFrame):
+        return table.lazy()
+    if is_path(table):
+        return _scan_parquet(table, what)
+    try:
+        if _is_pandas(table):
+            return pl.DataFrame(pl.from_pandas(table)).lazy()
+        if isinstance(table, pa.Table | pa.RecordBatch):
+            return pl.DataFrame(table).lazy()
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pl.exceptions.PolarsError) as error:
+        raise EncodingError(
+            f"Every column of the {what} must hold one type. {error}. Cast the column first."
+        ) from error
+    raise TypeError(
+        f"The {what} must be a polars, pandas or Arrow table or a parquet path."
+        f" Found {type(table).__name__}."
+    )
+
+
+def as_kind(frame: pl.DataFrame, kind: Kind, index: pd.Index | None = None) -> Any:
+    """Return the frame as a polars, pandas or Arrow table; `index` labels the pandas rows."""
+    if kind == "arrow":
+        return frame.to_arrow()
+    if kind == "pandas":
+        table = frame.to_pandas()
+        return table if index is None else table.set_index(index)
+    return frame
+
+
+def damaged_place(paths: Sequence[str]) -> str | None:
+    """Find the first parquet file and row group that cannot be decoded, in words."""
+    for path in paths:
+        try:
+            file = parquet.ParquetFile(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            return f"file {path}: {error}"
+        for group in range(file.num_row_groups):
+            try:
+                file.read_row_group(group)
+            except (pa.ArrowInvalid, OSError) as error:
+                return f"file {path}, row group {group}: {error}"
+    return None
+
+
+def _scan_parquet(table: Any, what: str) -> pl.LazyFrame:
+    paths = list(table) if isinstance(table, list | tuple) else [table]
+    try:
+        frame = pl.scan_parquet(paths if len(paths) > 1 else paths[0])
+        frame.collect_schema()
+    except (OSError, pl.exceptions.PolarsError) as error:
+        named = ", ".join(str(path) for path in paths)
+        raise EncodingError(f"The {what} must be readable parquet. {named}: {error}") from error
+    return frame
+
+
+def _is_pandas(table: Any) -> bool:
+    module = type(table).__module__
+    return module.split(".")[0] == "pandas" and hasattr(table, "iloc")

@@ -1,0 +1,80 @@
+"""Losses and metrics of a model on encoded rows with labels."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from recsys_mtl.encoding import OBSERVED, Batch
+from recsys_mtl.metrics import Measurement, Report, auc, measure_task, multiclass_accuracy, r2
+from recsys_mtl.network import MultiTaskModel, RowTensors, score_rows
+from recsys_mtl.network.model import predict_logits
+from recsys_mtl.schema import Schema
+from recsys_mtl.training.losses import task_losses
+
+
+def evaluate_rows(model: MultiTaskModel, schema: Schema, batch: Batch, rows: RowTensors) -> Report:
+    """Measure every task on its observed rows; grouped metrics are grouped by user."""
+    if batch.labels is None or batch.states is None or batch.weights is None:
+        raise ValueError("Evaluation needs rows encoded with labels.")
+    groups = None if schema.user is None else batch.keys[schema.user.key]
+    measurements: list[Measurement] = []
+    notes: list[str] = []
+    for number, (task, scores) in enumerate(
+        zip(schema.tasks, score_rows(model, rows), strict=True)
+    ):
+        found, said = measure_task(
+            task.name,
+            task.kind,  # type: ignore[arg-type] # the kinds of tasks are those of measure_task
+            labels=batch.labels[:, number],
+            observed=batch.states[:, number] == OBSERVED,
+            scores=scores.numpy(),
+            weights=batch.weights[:, number] if task.sample_weight else None,
+            groups=groups if task.kind == "binary" else None,
+        )
+        measurements += found
+        notes += said
+    notes += [
+        f"{count:,} rows have a {side} that the {side}s table lacks: its features count as null"
+        for side, count in batch.absent.items()
+        if count
+    ]
+    return Report(tuple(measurements), tuple(notes))
+
+
+@torch.inference_mode()
+def validation_losses(model: MultiTaskModel, schema: Schema, rows: RowTensors) -> Tensor:
+    """Return each task's loss (T,) over all rows."""
+    logits_BZ = predict_logits(model, rows)
+    everything = torch.arange(rows.num_rows, device=rows.device)
+    outputs = model.outputs
+    return task_losses(
+        logits_BZ, rows.targets(everything), schema.tasks, outputs.mean_T, outputs.std_T
+    ).cpu()
+
+
+def headline_score(model: MultiTaskModel, schema: Schema, batch: Batch, rows: RowTensors) -> float:
+    """Return the mean over tasks of AUC, accuracy or R squared, whichever fits the task.
+
+    Raises
+    ------
+    ValueError
+        If it is undefined for all tasks.
+    """
+    if batch.labels is None or batch.states is None or batch.weights is None:
+        raise ValueError("Evaluation needs rows encoded with labels.")
+    measures = {"binary": auc, "multiclass": multiclass_accuracy, "regression": r2}
+    found = []
+    for number, (task, scores) in enumerate(
+        zip(schema.tasks, score_rows(model, rows), strict=True)
+    ):
+        seen = batch.states[:, number] == OBSERVED
+        measure = measures[str(task.kind)]
+        labels, weights = batch.labels[seen, number], batch.weights[seen, number]
+        found.append(measure(labels, scores.numpy()[seen], weights=weights))
+    defined = [value for value in found if not math.isnan(value)]
+    if not defined:
+        raise ValueError("No task can be scored on these rows: each has one class or no labels.")
+    return sum(defined) / len(defined)
