@@ -83,11 +83,13 @@ def predict_logits(model: MultiTaskModel, rows: RowTensors) -> Tensor:
     training = model.training
     model.eval()
     chunks = []
-    for start in range(0, max(rows.num_rows, 1), SCORE_ROWS):
-        stop = min(start + SCORE_ROWS, rows.num_rows)
-        inputs = rows.take(torch.arange(start, stop, device=rows.device))
-        chunks.append(model(inputs).logits_BZ)
-    model.train(training)
+    try:
+        for start in range(0, max(rows.num_rows, 1), SCORE_ROWS):
+            stop = min(start + SCORE_ROWS, rows.num_rows)
+            inputs = rows.take(torch.arange(start, stop, device=rows.device))
+            chunks.append(model(inputs).logits_BZ)
+    finally:
+        model.train(training)
     return torch.cat(chunks)
 
 

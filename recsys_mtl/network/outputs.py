@@ -49,16 +49,17 @@ class Outputs(nn.Module):
             raise ValueError("Label scales need rows encoded with labels.")
         bias_Z = torch.zeros(sum(task.num_logits for task in self.tasks))
         for number, (task, part) in enumerate(zip(self.tasks, self.slices, strict=True)):
-            seen = batch.states[:, number] == OBSERVED
+            seen = (batch.states[:, number] == OBSERVED) & (batch.weights[:, number] > 0)
+            if not seen.any():
+                continue
             labels = batch.labels[seen, number].astype(np.float64)
             weights = batch.weights[seen, number].astype(np.float64)
-            if weights.sum() <= 0:
-                continue
             if isinstance(task, Regression):
                 mean = float(np.average(labels, weights=weights))
                 std = float(np.sqrt(np.average((labels - mean) ** 2, weights=weights)))
                 self.mean_T[number] = mean
-                self.std_T[number] = std if std > 0 else 1.0
+                # a weighted mean of equal labels is off by rounding: their deviation is 1e-17, not 0
+                self.std_T[number] = std if labels.max() > labels.min() else 1.0
             elif isinstance(task, Multiclass):
                 counts = np.bincount(
                     labels.astype(np.int64), weights=weights, minlength=task.num_classes

@@ -38,8 +38,9 @@ def task_losses(
     """
     wide = torch.promote_types(logits_BZ.dtype, torch.float32)
     logits_BZ = logits_BZ.to(wide)
-    labels_BT = (targets.labels_BT.to(wide) - mean_T) / std_T
     weights_BT = targets.weights_BT.to(wide)
+    labels_BT = (targets.labels_BT.to(wide) - mean_T) / std_T
+    labels_BT = labels_BT.where(weights_BT > 0, 0)
     losses = [
         _row_losses(logits_BZ[:, part], labels_BT[:, number], task)
         for number, (task, part) in enumerate(zip(tasks, logit_slices(tasks), strict=True))

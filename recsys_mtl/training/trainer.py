@@ -10,7 +10,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from recsys_mtl.encoding import Batch
 from recsys_mtl.metrics import Report
-from recsys_mtl.network import MultiTaskModel, RowTensors
+from recsys_mtl.network import Inputs, MultiTaskModel, RowTensors, Targets
 from recsys_mtl.schema import Schema
 from recsys_mtl.training.config import TrainConfig, badness, monitor_parts
 from recsys_mtl.training.evaluate import evaluate_rows, validation_losses
@@ -91,7 +91,12 @@ class Trainer:
     def fit(self, train: Batch, valid: Batch | None = None) -> Trained:
         """Train for up to `max_epochs`; with validation rows, keep the best epoch's weights.
 
-        Without validation rows the last epoch's weights stay.
+        Without validation rows the last epoch's weights stay. The model is left in evaluation mode.
+
+        Raises
+        ------
+        FloatingPointError
+            If a loss or a weight is no longer finite.
         """
         rows = RowTensors(train, self.device)
         valid_rows = None if valid is None else RowTensors(valid, self.device)
@@ -108,7 +113,7 @@ class Trainer:
             self._finish_tables()
             report = None
             if valid is not None and valid_rows is not None:
-                measured, report = self._validate(valid, valid_rows)
+                measured, report = self._validate(epoch, valid, valid_rows)
                 record |= measured
             record["seconds"] = time.perf_counter() - started
             history.append(record)
@@ -123,24 +128,26 @@ class Trainer:
             if epoch - best.epoch >= self.config.patience:
                 break
         best.restore(self.model)
+        self.model.eval()
         return Trained(pl.DataFrame(history), best.epoch, best.report)
 
     def _train_epoch(self, rows: RowTensors, epoch: int) -> dict[str, float]:
         self.model.train()
-        total_T = torch.zeros(len(self.schema.tasks), device=self.device)
-        steps = 0
+        sums_T = self.task_weights_T.new_zeros(len(self.schema.tasks), dtype=torch.float64)
+        totals_T = torch.zeros_like(sums_T)
         for rows_B in self._batches(rows, epoch):
-            total_T += self._step(rows, rows_B)
-            steps += 1
-        losses = (total_T / steps).tolist()
+            targets = rows.targets(rows_B)
+            weights_T = targets.weights_BT.sum(dim=0)
+            sums_T += self._step(rows.take(rows_B), targets) * weights_T
+            totals_T += weights_T
+        losses = (sums_T / totals_T.where(totals_T > 0, 1)).tolist()
         named = {
             f"train_loss.{task.name}": loss
             for task, loss in zip(self.schema.tasks, losses, strict=True)
         }
-        if not all(math.isfinite(loss) for loss in losses):
-            raise FloatingPointError(
-                f"Training diverged in epoch {epoch}: {named}. Lower the learning rates."
-            )
+        weights = self.model.named_parameters()
+        sums = {name: float(value.detach().sum()) for name, value in weights}
+        _check_finite(epoch, named | sums)
         weighted = sum(
             task.weight * loss for task, loss in zip(self.schema.tasks, losses, strict=True)
         )
@@ -156,20 +163,15 @@ class Trainer:
                 yield rows_B
                 bar.update(rows_B.numel())
 
-    def _step(self, rows: RowTensors, rows_B: Tensor) -> Tensor:
+    def _step(self, inputs: Inputs, targets: Targets) -> Tensor:
         """Take one step; return the losses (T,) before it, still on the device."""
-        inputs = rows.take(rows_B)
         embedded = self.model.embeddings(inputs)
         for pooled in embedded.pooled:
             pooled.requires_grad_()
         predicted = self.model.from_embedded(embedded, inputs)
         outputs = self.model.outputs
         losses_T = task_losses(
-            predicted.logits_BZ,
-            rows.targets(rows_B),
-            self.schema.tasks,
-            outputs.mean_T,
-            outputs.std_T,
+            predicted.logits_BZ, targets, self.schema.tasks, outputs.mean_T, outputs.std_T
         )
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward((losses_T * self.task_weights_T).sum())
@@ -186,10 +188,13 @@ class Trainer:
         for table, accumulator_R in zip(self.model.embeddings.each(), accumulators, strict=True):
             table.fill_untrained(accumulator_R > 0)
 
-    def _validate(self, valid: Batch, rows: RowTensors) -> tuple[dict[str, float], Report]:
+    def _validate(
+        self, epoch: int, valid: Batch, rows: RowTensors
+    ) -> tuple[dict[str, float], Report]:
         losses_T = validation_losses(self.model, self.schema, rows)
-        report = evaluate_rows(self.model, self.schema, valid, rows)
         record = {"valid_loss": float((losses_T * self.task_weights_T.cpu()).sum())}
+        _check_finite(epoch, record)
+        report = evaluate_rows(self.model, self.schema, valid, rows)
         record |= {
             f"valid.{found.task}.{found.metric}": found.value for found in report.measurements
         }
@@ -218,6 +223,14 @@ class _Best:
         """Give the model the best epoch's weights."""
         if self._weights is not None:
             model.load_state_dict(self._weights)
+
+
+def _check_finite(epoch: int, numbers: Mapping[str, float]) -> None:
+    wrong = {name: number for name, number in numbers.items() if not math.isfinite(number)}
+    if wrong:
+        raise FloatingPointError(
+            f"Training diverged in epoch {epoch}: {wrong}. Lower the learning rates."
+        )
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from recsys_mtl.spec import Spec
 
 Dims = tuple[Annotated[int, Field(ge=1)], ...]
+ExpertDims = Annotated[Dims, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 

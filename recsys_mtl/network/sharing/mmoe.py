@@ -7,7 +7,14 @@ from dataclasses import KW_ONLY
 from torch import Tensor, nn
 
 from recsys_mtl.network.layers import MLP, Gate, mix
-from recsys_mtl.network.sharing.base import Count, Dims, Dropout, Shared, Sharing, SharingModule
+from recsys_mtl.network.sharing.base import (
+    Count,
+    Dropout,
+    ExpertDims,
+    Shared,
+    Sharing,
+    SharingModule,
+)
 from recsys_mtl.spec import spec
 
 
@@ -20,7 +27,7 @@ class MMoE(Sharing, kind="mmoe"):
     num_experts
         Experts.
     expert_dims
-        Widths of each expert's layers.
+        Widths of each expert's layers, at least one.
     dropout
         Share of activations dropped after each expert layer in training.
 
@@ -32,7 +39,7 @@ class MMoE(Sharing, kind="mmoe"):
 
     num_experts: Count = 8
     _: KW_ONLY
-    expert_dims: Dims = (256, 128)
+    expert_dims: ExpertDims = (256, 128)
     dropout: Dropout = 0.0
 
     def build(self, input_dim: int, num_tasks: int) -> SharingModule:
@@ -47,7 +54,7 @@ class _MMoE(SharingModule):
             MLP(input_dim, spec.expert_dims, dropout=spec.dropout) for _ in range(spec.num_experts)
         )
         self.gates = nn.ModuleList(Gate(input_dim, spec.num_experts) for _ in range(num_tasks))
-        self.output_dim = spec.expert_dims[-1] if spec.expert_dims else input_dim
+        self.output_dim = spec.expert_dims[-1]
 
     def forward(self, x_BVI: Tensor) -> Shared:
         x_BI = x_BVI[:, 0]

@@ -9,7 +9,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from recsys_mtl.network.layers import MLP, Gate, mix
-from recsys_mtl.network.sharing.base import Count, Dims, Dropout, Shared, Sharing, SharingModule
+from recsys_mtl.network.sharing.base import (
+    Count,
+    Dropout,
+    ExpertDims,
+    Shared,
+    Sharing,
+    SharingModule,
+)
 from recsys_mtl.spec import spec
 
 
@@ -26,7 +33,7 @@ class PLE(Sharing, kind="ple"):
     num_shared_experts, num_task_experts
         Experts per level that are shared, and that each task has for itself. Not both 0.
     expert_dims
-        Widths of each expert's layers, the same in all levels.
+        Widths of each expert's layers, at least one; the same in all levels.
     dropout
         Share of activations dropped after each expert layer in training.
 
@@ -40,14 +47,12 @@ class PLE(Sharing, kind="ple"):
     _: KW_ONLY
     num_shared_experts: Annotated[int, Field(ge=0)] = 2
     num_task_experts: Annotated[int, Field(ge=0)] = 2
-    expert_dims: Dims = (128,)
+    expert_dims: ExpertDims = (128,)
     dropout: Dropout = 0.0
 
     def __post_init__(self) -> None:
         if self.num_shared_experts + self.num_task_experts == 0:
             raise ValueError("num_shared_experts and num_task_experts must not both be 0")
-        if not self.expert_dims:
-            raise ValueError("expert_dims must name at least one layer")
 
     def build(self, input_dim: int, num_tasks: int) -> SharingModule:
         """Make the module."""
