@@ -11,11 +11,6 @@ from typing import Annotated, ParamSpec
 
 import typer
 
-# Idle OpenMP workers burn a core for long by default; where another process shares the cores, every
-# torch operation then waits for them. A shorter spin costs nothing on an idle machine. It must be set
-# before torch is loaded, so the commands import their rooms when they run.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
 P = ParamSpec("P")
 
 app = typer.Typer(
@@ -38,11 +33,12 @@ def _plain_errors(command: Callable[P, None]) -> Callable[P, None]:
 
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        from recsys_mtl.errors import EncodingError, ModelDirError, NotFittedError, SchemaError
+        from recsys_mtl.errors import EncodingError, ModelDirError, SchemaError
 
+        known = (EncodingError, ModelDirError, SchemaError, FloatingPointError, OSError)
         try:
             command(*args, **kwargs)
-        except (EncodingError, ModelDirError, NotFittedError, SchemaError, OSError) as error:
+        except known as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from error
 
@@ -56,18 +52,22 @@ def train(
     model: Annotated[Path, typer.Option("--model", "-m", help="Folder to write.")] = Path("model"),
 ) -> None:
     """Train a model as CONFIG says and save it."""
-    from recsys_mtl.config import read_config
+    from recsys_mtl.config import check_labels, read_config
+    from recsys_mtl.model_dir import check_target
 
     settings = read_config(config)
+    check_target(model)
     rows = settings.rows()
+    if "test" in rows:
+        check_labels(rows["test"], settings.schema, path="tables.test")
     ranker = settings.ranker()
     ranker.fit(rows["train"], valid=rows.get("valid"), refit=settings.run.refit)
+    ranker.save(model)
+    typer.echo(f"model: {model}")
     if ranker.valid_report_ is not None:
         typer.echo(f"validation, epoch {ranker.best_epoch_}:\n{ranker.valid_report_}")
     if "test" in rows:
         typer.echo(f"test:\n{ranker.evaluate(rows['test'])}")
-    ranker.save(model)
-    typer.echo(f"model: {model}")
 
 
 @app.command()
@@ -128,6 +128,10 @@ def _rows(table: str, users: str | None, items: str | None, condition: str | Non
 
 def main() -> None:
     """Run the command line."""
+    # Idle OpenMP workers burn a core for long by default; where another process shares the cores,
+    # every torch operation then waits for them. A shorter spin costs nothing on an idle machine. It
+    # must be set before torch is loaded, so the commands import their rooms when they run.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     app()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import KW_ONLY
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,13 +12,17 @@ from typing import Annotated, Any
 import polars as pl
 from pydantic import Field
 
-from recsys_mtl.errors import SchemaError
-from recsys_mtl.estimator import MultiTaskRanker
+from recsys_mtl.encoding.labels import read_labels
+from recsys_mtl.errors import EncodingError, SchemaError
+from recsys_mtl.estimator import MultiTaskRanker, find_device
 from recsys_mtl.network import Heads, MMoE, Sharing, Towers
-from recsys_mtl.reading import Rows, require, scan
+from recsys_mtl.reading import Rows, scan
 from recsys_mtl.schema import Schema
 from recsys_mtl.spec import Spec, spec
+from recsys_mtl.tables import lazy_frame
 from recsys_mtl.training import TrainConfig, monitor_parts
+
+_TABLES = ("interactions", "users", "items")
 
 
 @spec
@@ -134,53 +139,114 @@ def read_config(path: str | Path) -> Config:
     """
     file = Path(path)
     try:
-        data = tomllib.loads(file.read_text())
+        data = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise SchemaError(f"{file} must be a readable TOML file: {error.strerror}.") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SchemaError(f"{file} must be TOML: {error}.") from error
     if isinstance(data.get("tables"), dict):
         data["tables"] |= {
             key: _located(data["tables"][key], file.parent, f"tables.{key}")
-            for key in ("interactions", "users", "items")
+            for key in _TABLES
             if key in data["tables"]
         }
-    config = Config.from_dict(data)
-    _check(config)
+    try:
+        config = Config.from_dict(data)
+    except SchemaError as error:
+        raise SchemaError(str(error).removeprefix("Config.")) from None
+    _check_run(config)
+    _check_tables(config)
     return config
 
 
 def where(rows: Rows, condition: str, *, path: str) -> Rows:
-    """Filter rows by an SQL condition on the columns of the interactions."""
+    """Filter rows by an SQL condition on the columns of the interactions.
+
+    Raises
+    ------
+    SchemaError
+        If it is no SQL, reads a column that is not there or compares different types.
+    """
     try:
-        return rows.filter(pl.sql_expr(condition))
+        filtered = rows.filter(pl.sql_expr(condition))
+        pl.DataFrame(schema=rows.interactions.collect_schema()).filter(pl.sql_expr(condition))
     except (pl.exceptions.PolarsError, ValueError) as error:
-        raise SchemaError(f"{path} must be an SQL condition: {error}") from error
+        raise SchemaError(
+            f"{path} must be an SQL condition on the interactions. Found {condition!r}: {error}"
+        ) from error
+    return filtered
 
 
-def _check(config: Config) -> None:
-    """Check what can be known before any row is read."""
-    task, _ = monitor_parts(config.training.monitor, config.schema)
+def check_labels(rows: Rows, schema: Schema, *, path: str) -> None:
+    """Check the labels of rows that are read only after training, before it begins.
+
+    Raises
+    ------
+    EncodingError
+        If there are no rows, or a label is outside its task's domain.
+    """
+    labels = rows.frame(schema.label_columns)
+    if labels.is_empty():
+        raise EncodingError(f"{path} must select rows. Found none.")
+    read_labels(labels, schema.tasks)
+
+
+def _check_run(config: Config) -> None:
+    """Check the settings against each other."""
+    try:
+        task, _ = monitor_parts(config.training.monitor, config.schema)
+    except SchemaError as error:
+        raise SchemaError(f"training.{error}") from None
+    try:
+        find_device(config.run.device)
+    except SchemaError as error:
+        raise SchemaError(f"run.{error}") from None
     if config.run.refit and config.tables.valid is None:
         raise SchemaError("run.refit needs tables.valid: those rows choose the number of epochs.")
     if task and config.tables.valid is None:
         raise SchemaError("training.monitor needs tables.valid: that is what is monitored.")
-    rows = config.rows()["train"]
-    tables = {"user": rows.users, "item": rows.items}
-    wanted = [*config.schema.keys, *config.schema.label_columns]
-    for name, side in (("user", config.schema.user), ("item", config.schema.item)):
-        own = tables[name]
-        if own is not None and side is None:
-            raise SchemaError(f"tables.{name}s needs schema.{name}: the key of that table.")
+
+
+def _check_tables(config: Config) -> None:
+    """Check that all tables and the columns read are there; no row is read."""
+    found: dict[str, list[str]] = {}
+    for name in _TABLES:
+        place = getattr(config.tables, name)
+        if place is None:
+            continue
+        try:
+            found[name] = lazy_frame(place, what=f"{name} table").collect_schema().names()
+        except EncodingError as error:
+            raise SchemaError(f"tables.{name}: {error}") from error
+    for side in ("user", "item"):
+        if f"{side}s" in found and getattr(config.schema, side) is None:
+            raise SchemaError(f"tables.{side}s needs schema.{side}: the key of that table.")
+    for path, table, columns in _reads(config.schema, found):
+        for column in columns:
+            if column not in found[table]:
+                raise SchemaError(
+                    f"{path} reads column {column!r}, which the {table} table lacks."
+                    f" Columns found: {found[table]}."
+                )
+    config.rows()
+
+
+def _reads(schema: Schema, tables: Container[str]) -> Iterator[tuple[str, str, Sequence[str]]]:
+    """List the key of the config, the table and the columns of all that is read."""
+    for name, side in (("user", schema.user), ("item", schema.item)):
         if side is None:
             continue
-        columns = [column for feature in side.features for column in feature.columns]
-        if own is None:
-            wanted += columns
-        else:
-            require(own.columns, [side.key, *columns], f"{name}s table (schema.{name})")
-    wanted += [column for feature in config.schema.context for column in feature.columns]
-    require(rows.columns, wanted, "interactions")
+        own = f"{name}s" if f"{name}s" in tables else "interactions"
+        yield f"schema.{name}.key", "interactions", [side.key]
+        yield f"schema.{name}.key", own, [side.key]
+        for number, feature in enumerate(side.features):
+            yield f"schema.{name}.features[{number}]", own, feature.columns
+    for number, feature in enumerate(schema.context):
+        yield f"schema.context[{number}]", "interactions", feature.columns
+    for number, task in enumerate(schema.tasks):
+        yield f"schema.tasks[{number}].label", "interactions", [task.label]
+        if task.sample_weight is not None:
+            yield f"schema.tasks[{number}].sample_weight", "interactions", [task.sample_weight]
 
 
 def _located(value: Any, folder: Path, key: str) -> Any:

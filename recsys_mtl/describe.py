@@ -10,7 +10,8 @@ from recsys_mtl.schema import Feature, IdFeature, Task
 
 def describe_model(ranker: MultiTaskRanker) -> str:
     """Return what the model reads, predicts and consists of, in lines of text."""
-    schema, scorer = ranker.schema, ranker.scorer
+    scorer, settings = ranker.scorer, ranker.settings_
+    schema = scorer.schema
     layout = scorer.encoder.layout
     tables = sum(table.weight_RD.numel() for table in scorer.model.embeddings.each())
     dense = sum(p.numel() for p in scorer.model.parameters() if p.requires_grad)
@@ -23,12 +24,12 @@ def describe_model(ranker: MultiTaskRanker) -> str:
     lines += ["predicts", *(f"  {_task(task)}" for task in schema.tasks)]
     lines += [
         "network",
-        f"  sharing: {ranker.sharing}",
-        f"  heads: {ranker.heads}",
+        f"  sharing: {settings.sharing}",
+        f"  heads: {settings.heads}",
         f"  parameters: {dense:,} dense, {tables:,} in {len(layout.tables)} embedding tables",
         "embedding tables",
         *(
-            f"  {table.name}: {table.num_rows:,} rows x {table.dim or ranker.embedding_dim}"
+            f"  {table.name}: {table.num_rows:,} rows x {table.dim or settings.embedding_dim}"
             for table in layout.tables
         ),
     ]

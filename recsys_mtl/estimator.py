@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import KW_ONLY, fields, replace
+from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import polars as pl
 import torch
+from pydantic import Field
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 
-from recsys_mtl.encoding import Encoder
+from recsys_mtl.encoding import Batch, Encoder
 from recsys_mtl.errors import EncodingError, ModelDirError, NotFittedError, SchemaError
 from recsys_mtl.metrics import Measurement, Report
 from recsys_mtl.model_dir import ModelDir, read_model_dir, write_model_dir
@@ -20,6 +22,7 @@ from recsys_mtl.network import Heads, MMoE, MultiTaskModel, RowTensors, Sharing,
 from recsys_mtl.reading import scan
 from recsys_mtl.schema import Schema
 from recsys_mtl.serving import Scorer
+from recsys_mtl.spec import spec
 from recsys_mtl.training import (
     Adam,
     Optimizer,
@@ -34,6 +37,20 @@ from recsys_mtl.training import (
 )
 
 _MMOE, _TOWERS, _ADAM, _ADAGRAD = MMoE(), Towers(), Adam(), RowWiseAdagrad()
+
+
+@spec
+class Settings(TrainConfig):
+    """All that a model was fitted with beside the schema: the arguments of `MultiTaskRanker`."""
+
+    _: KW_ONLY
+    sharing: Sharing = _MMOE
+    heads: Heads = _TOWERS
+    embedding_dim: Annotated[int, Field(ge=1)] = 16
+    random_state: int | None = None
+
+
+_SETTINGS = tuple(setting.name for setting in fields(Settings))
 
 
 class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is untyped
@@ -57,7 +74,8 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
         Whether to show progress bars; None: only on a terminal.
     random_state
         Seed of weights, dropout and row order. The same seed on the same machine gives the same
-        model. The caller's random state is left alone.
+        model, and leaves the caller's random state alone. As everywhere in scikit-learn, None draws
+        the seed from NumPy's global state and a `RandomState` is drawn from.
 
     Attributes
     ----------
@@ -67,6 +85,8 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
         The epoch whose weights were kept, or that chose the length of the refit.
     valid_report_ : Report or None
         Validation metrics of that epoch.
+    settings_ : Settings
+        What the model was fitted with, whatever parameters were set since.
 
     Examples
     --------
@@ -130,22 +150,23 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
         Raises
         ------
         SchemaError, EncodingError
-            If the settings or the tables contradict the schema. Nothing is fitted then.
+            If the settings or the tables contradict the schema. The ranker stays as it was.
         """
         del y
-        config = self._config()
+        settings = self._settings()
         if refit and valid is None:
             raise ValueError("refit=True needs valid rows: they choose the number of epochs.")
-        device = _device(self.device)
+        device = find_device(self.device)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         train_rows = scan(rows)
         valid_rows = None if valid is None else scan(valid)
-        encoder, model, trained = self._train(config, device, seed, train_rows, valid_rows)
-        if refit and valid_rows is not None:
-            both = train_rows.concat(valid_rows)
-            config = replace(config, max_epochs=trained.best_epoch)
-            encoder, model, _ = self._train(config, device, seed, both, None)
-        self._set_fitted(encoder, model)
+        both = train_rows.concat(valid_rows) if refit and valid_rows is not None else None
+        encoder, model, trained = self._train(settings, device, seed, train_rows, valid_rows)
+        if both is not None:
+            chosen = replace(settings, max_epochs=trained.best_epoch)
+            encoder, model, _ = self._train(chosen, device, seed, both, None)
+        self.scorer_ = Scorer(self.schema, encoder, model)
+        self.settings_ = settings
         self.history_, self.best_epoch_ = trained.history, trained.best_epoch
         self.valid_report_ = trained.report
         return self
@@ -160,13 +181,9 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
 
     def evaluate(self, rows: Any) -> Report:
         """Measure every task on the rows where its label is observed."""
-        batch = self.scorer.encoder.encode(rows)
-        if batch.num_rows == 0:
-            raise EncodingError(
-                "The interactions must hold rows to evaluate. Found an empty table."
-            )
-        tensors = RowTensors(batch, self.scorer.device)
-        return evaluate_rows(self.scorer.model, self.schema, batch, tensors)
+        scorer = self.scorer
+        batch, tensors = _labelled(scorer, rows)
+        return evaluate_rows(scorer.model, scorer.schema, batch, tensors)
 
     def score(self, rows: Any, y: None = None) -> float:
         """Return one number, the higher the better.
@@ -175,9 +192,9 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
         tasks for which that is undefined on these rows are left out with a warning.
         """
         del y
-        batch = self.scorer.encoder.encode(rows)
-        tensors = RowTensors(batch, self.scorer.device)
-        return headline_score(self.scorer.model, self.schema, batch, tensors)
+        scorer = self.scorer
+        batch, tensors = _labelled(scorer, rows)
+        return headline_score(scorer.model, scorer.schema, batch, tensors)
 
     def save(self, path: str | Path) -> None:
         """Write the model to a folder: JSON and safetensors, hashed, replaced as a whole."""
@@ -190,17 +207,11 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
             "validation": None if report is None else _finite(report.to_frame().to_dicts()),
             "notes": [] if report is None else list(report.notes),
         }
-        settings = self._config().to_dict() | {
-            "sharing": self.sharing.to_dict(),
-            "heads": self.heads.to_dict(),
-            "embedding_dim": self.embedding_dim,
-            "random_state": self.random_state if isinstance(self.random_state, int) else None,
-        }
         write_model_dir(
             path,
             ModelDir(
-                schema=self.schema.to_dict(),
-                model=settings,
+                schema=scorer.schema.to_dict(),
+                model=self.settings_.to_dict(),
                 encoder=encoder,
                 metrics=metrics,
                 encoder_arrays=arrays,
@@ -216,27 +227,17 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
             raise NotFittedError("The ranker must be fitted or loaded first: call fit or load.")
         return fitted
 
-    def _config(self) -> TrainConfig:
-        for name, kind in (("schema", Schema), ("sharing", Sharing), ("heads", Heads)):
-            if not isinstance(getattr(self, name), kind):
-                raise SchemaError(
-                    f"{name} must be a {kind.__name__}. Found {getattr(self, name)!r}."
-                )
-        if not isinstance(self.embedding_dim, int) or self.embedding_dim < 1:
-            raise SchemaError(f"embedding_dim must be 1 or more. Found {self.embedding_dim!r}.")
-        monitor_parts(self.monitor, self.schema)
-        return TrainConfig(
-            batch_size=self.batch_size,
-            max_epochs=self.max_epochs,
-            optimizer=self.optimizer,
-            table_optimizer=self.table_optimizer,
-            monitor=self.monitor,
-            patience=self.patience,
-            reset_tables=self.reset_tables,
-        )
+    def _settings(self) -> Settings:
+        if not isinstance(self.schema, Schema):
+            raise SchemaError(f"schema must be a Schema. Found {self.schema!r}.")
+        seed = self.random_state
+        given = {name: getattr(self, name) for name in _SETTINGS if name != "random_state"}
+        settings = Settings(**given, random_state=int(seed) if isinstance(seed, Integral) else None)
+        monitor_parts(settings.monitor, self.schema)
+        return settings
 
     def _train(
-        self, config: TrainConfig, device: torch.device, seed: int, rows: Any, valid: Any
+        self, settings: Settings, device: torch.device, seed: int, rows: Any, valid: Any
     ) -> tuple[Encoder, MultiTaskModel, Trained]:
         encoder = Encoder(self.schema)
         batch = encoder.fit_encode(rows)
@@ -244,23 +245,11 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
         if valid_batch is not None and valid_batch.num_rows == 0:
             raise EncodingError("valid must hold rows. Found an empty table.")
         with seeded(seed, device):
-            model = self._network(encoder)
+            model = _network(encoder, settings)
             model.learn_outputs(batch)
             model.to(device)
-            trainer = Trainer(model, self.schema, config, seed=seed, progress=self.progress)
+            trainer = Trainer(model, self.schema, settings, seed=seed, progress=self.progress)
             return encoder, model, trainer.fit(batch, valid_batch)
-
-    def _network(self, encoder: Encoder) -> MultiTaskModel:
-        return MultiTaskModel(
-            encoder.layout,
-            self.schema.tasks,
-            sharing=self.sharing,
-            heads=self.heads,
-            embedding_dim=self.embedding_dim,
-        )
-
-    def _set_fitted(self, encoder: Encoder, model: MultiTaskModel) -> None:
-        self.scorer_ = Scorer(self.schema, encoder, model)
 
 
 def load(path: str | Path, *, device: str = "auto") -> MultiTaskRanker:
@@ -278,40 +267,71 @@ def load(path: str | Path, *, device: str = "auto") -> MultiTaskRanker:
     ModelDirError
         If the folder is damaged, incomplete, changed or of an unknown format.
     """
+    where = find_device(device)
     found = read_model_dir(path)
-    settings = dict(found.model)
-    sharing = Sharing.from_dict(settings.pop("sharing"), path="model.sharing")
-    heads = Heads.from_dict(settings.pop("heads"), path="model.heads")
-    embedding_dim, random_state = settings.pop("embedding_dim"), settings.pop("random_state")
-    config = TrainConfig.from_dict(settings, path="model")
-    ranker = MultiTaskRanker(
-        Schema.from_dict(found.schema, path="schema"),
-        sharing=sharing,
-        heads=heads,
-        embedding_dim=embedding_dim,
-        batch_size=config.batch_size,
-        max_epochs=config.max_epochs,
-        optimizer=config.optimizer,
-        table_optimizer=config.table_optimizer,
-        monitor=config.monitor,
-        patience=config.patience,
-        reset_tables=config.reset_tables,
-        device=device,
-        random_state=random_state,
-    )
-    encoder = Encoder.from_state(ranker.schema, found.encoder, found.encoder_arrays)
-    model = ranker._network(encoder)
     try:
+        schema = Schema.from_dict(found.schema, path="schema")
+        settings = Settings.from_dict(found.model, path="model")
+        encoder = Encoder.from_state(schema, found.encoder, found.encoder_arrays)
+        model = _network(encoder, settings)
         model.load_state_dict(dict(found.weights))
-    except RuntimeError as error:
-        raise ModelDirError(
-            f"{path}: the weights do not fit the model's settings: {error}"
-        ) from error
-    ranker._set_fitted(encoder, model.to(_device(device)))
+    except (SchemaError, KeyError, RuntimeError) as error:
+        raise ModelDirError(f"{path} does not fit this version of the package: {error}") from error
+    given = {name: getattr(settings, name) for name in _SETTINGS}
+    ranker = MultiTaskRanker(schema, device=device, **given)
+    ranker.scorer_ = Scorer(schema, encoder, model.to(where))
+    ranker.settings_ = settings
     ranker.best_epoch_ = int(found.metrics["best_epoch"])
-    ranker.history_ = pl.DataFrame(found.metrics["history"])
+    ranker.history_ = _history(found.metrics["history"])
     ranker.valid_report_ = _report(found.metrics)
     return ranker
+
+
+def find_device(name: Literal["auto"] | str) -> torch.device:
+    """Return the device of that name; ``"auto"`` is a GPU where there is one.
+
+    Raises
+    ------
+    SchemaError
+        If there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise SchemaError(
+            f"device must be 'auto' or a device of this machine. Found {name!r}: {error}"
+        ) from error
+    return device
+
+
+def _network(encoder: Encoder, settings: Settings) -> MultiTaskModel:
+    return MultiTaskModel(
+        encoder.layout,
+        encoder.schema.tasks,
+        sharing=settings.sharing,
+        heads=settings.heads,
+        embedding_dim=settings.embedding_dim,
+    )
+
+
+def _labelled(scorer: Scorer, rows: Any) -> tuple[Batch, RowTensors]:
+    batch = scorer.encoder.encode(rows)
+    if batch.num_rows == 0:
+        raise EncodingError("The interactions must hold rows to evaluate. Found an empty table.")
+    return batch, RowTensors(batch, scorer.device)
+
+
+def _history(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    """Rebuild the table of epochs; metrics that were undefined are NaN again."""
+    frame = pl.DataFrame(rows, infer_schema_length=None)
+    return frame.with_columns(
+        pl.col(name).cast(pl.Float64).fill_null(float("nan"))
+        for name in frame.columns
+        if frame[name].null_count()
+    )
 
 
 def _report(metrics: dict[str, Any]) -> Report | None:
@@ -322,12 +342,6 @@ def _report(metrics: dict[str, Any]) -> Report | None:
         for row in metrics["validation"]
     ]
     return Report(tuple(measured), tuple(metrics["notes"]))
-
-
-def _device(name: Literal["auto"] | str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
 
 
 def _finite(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -63,12 +63,8 @@ def write_model_dir(path: str | Path, contents: ModelDir) -> None:
     ModelDirError
         If the path holds something that is not a model folder: it is left alone.
     """
-    target = Path(path)
-    if target.exists() and not _is_model_dir(target):
-        raise ModelDirError(
-            f"{target} must not exist or be a model folder, which is then replaced. Found something"
-            " else. Choose another path."
-        )
+    target = Path(path).resolve()
+    check_target(target)
     files = {f"{name}.json": _dump(getattr(contents, name)) for name in _JSON}
     files["encoder.safetensors"] = save_arrays(
         {name: np.ascontiguousarray(array) for name, array in contents.encoder_arrays.items()}
@@ -88,9 +84,26 @@ def write_model_dir(path: str | Path, contents: ModelDir) -> None:
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
             undo.callback(shutil.rmtree, old, ignore_errors=True)
+            undo.callback(_put_back, old / "old", target)
             target.rename(old / "old")
         fresh.rename(target)
         _sync(target.parent)
+
+
+def check_target(path: str | Path) -> None:
+    """Check that a model can be written to the path, before the work of training one.
+
+    Raises
+    ------
+    ModelDirError
+        If the path holds something that is not a model folder, or one with files beside the model's.
+    """
+    target = Path(path)
+    if target.exists() and not _is_model_dir(target):
+        raise ModelDirError(
+            f"{target} must not exist or be a model folder, which is then replaced. Found something"
+            " else. Choose another path."
+        )
 
 
 def read_model_dir(path: str | Path) -> ModelDir:
@@ -136,15 +149,16 @@ def _manifest(files: Mapping[str, bytes]) -> dict[str, Any]:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ModelDirError(f"{folder} must be a model folder. Found no such folder.")
-    if not (folder / _MANIFEST).is_file():
-        raise ModelDirError(f"{folder} must be a model folder. It has no {_MANIFEST}.")
-    data = (folder / _MANIFEST).read_bytes()
+    file = folder / _MANIFEST
+    if file.is_symlink() or not file.is_file():
+        raise ModelDirError(f"{folder} must be a model folder. It has no plain file {_MANIFEST}.")
+    data = file.read_bytes()
     try:
         manifest = json.loads(data)
         digest = manifest.pop("sha256")
         whole = manifest["format"] == _FORMAT
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelDirError(f"{folder / _MANIFEST} is damaged: {error}.") from error
+        raise ModelDirError(f"{file} is damaged: {error!r}.") from error
     if not whole:
         raise ModelDirError(f"{folder} must be a model folder. Found {manifest['format']!r}.")
     for name, known in (("format_version", FORMAT_VERSION), ("hash_version", HASH_VERSION)):
@@ -155,7 +169,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
                 f" ({manifest.get('package_version')}), or train again."
             )
     if digest != _sha256(_dump(manifest)) or data != _dump(manifest | {"sha256": digest}):
-        raise ModelDirError(f"{folder / _MANIFEST} was changed after it was written.")
+        raise ModelDirError(f"{file} was changed after it was written.")
     return dict(manifest)
 
 
@@ -173,10 +187,18 @@ def _read_listed(file: Path, listed: Mapping[str, Any]) -> bytes:
 
 
 def _is_model_dir(path: Path) -> bool:
+    """Tell whether the folder is a model and nothing else, so that replacing it loses nothing."""
     try:
+        if {entry.name for entry in path.iterdir()} - {*_FILES, _MANIFEST}:
+            return False
         return bool(json.loads((path / _MANIFEST).read_bytes())["format"] == _FORMAT)
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _put_back(old: Path, target: Path) -> None:
+    if old.exists() and not target.exists():
+        old.rename(target)
 
 
 def _dump(value: Any) -> bytes:

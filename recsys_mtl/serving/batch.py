@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tempfile
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 from pyarrow import parquet
 from tqdm import tqdm
 
-from recsys_mtl.reading import scan
 from recsys_mtl.serving.scorer import CHUNK_ROWS, Scorer
 
 
@@ -43,23 +44,25 @@ def score_to_parquet(
         Rows written: as many as there were.
     """
     target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} must be a file to write. Found a folder.")
+    frames = scorer.frames(rows, chunk_rows=chunk_rows)
+    first = next(frames)  # what is wrong with the table as a whole shows before a file is made
     target.parent.mkdir(parents=True, exist_ok=True)
     written = 0
-    opened = scan(rows)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         part = Path(folder) / target.name
-        writer: parquet.ParquetWriter | None = None
-        try:
-            with tqdm(unit="rows", disable=not progress, desc="score") as bar:
-                for frame in scorer.frames(opened, chunk_rows=chunk_rows):
-                    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-                    if writer is None:
-                        writer = parquet.ParquetWriter(part, table.schema, compression="zstd")
-                    writer.write_table(table)
-                    written += table.num_rows
-                    bar.update(table.num_rows)
-        finally:
-            if writer is not None:
-                writer.close()
+        with (
+            parquet.ParquetWriter(part, _arrow(first).schema, compression="zstd") as writer,
+            tqdm(unit="rows", disable=not progress, desc="score") as bar,
+        ):
+            for frame in chain([first], frames):
+                writer.write_table(_arrow(frame))
+                written += frame.height
+                bar.update(frame.height)
         part.replace(target)
     return written
+
+
+def _arrow(frame: pl.DataFrame) -> pa.Table:
+    return frame.to_arrow(compat_level=pl.CompatLevel.oldest())

@@ -49,11 +49,11 @@ class Scorer:
         """Score in order, `chunk_rows` at a time; an empty table gives one empty frame."""
         for batch in self.encoder.batches(rows, chunk_rows=chunk_rows):
             scores = score_rows(self.model, RowTensors(batch, self.device))
-            columns = {
-                task.name: pl.Series(task.name, found.to(torch.float32).numpy(), _dtype(task))
+            columns = [
+                pl.Series(task.name, found.to(torch.float32).numpy(), _dtype(task))
                 for task, found in zip(self.schema.tasks, scores, strict=True)
-            }
-            yield batch.keys.with_columns(**columns)
+            ]
+            yield pl.DataFrame([*batch.keys.get_columns(), *columns])
 
 
 def _dtype(task: object) -> pl.DataType:
