@@ -2,7 +2,7 @@
 
 from recsys_mtl.metrics.binary import accuracy, auc, log_loss
 from recsys_mtl.metrics.calibration import ece, pcoc
-from recsys_mtl.metrics.measure import TaskKind, measure_task
+from recsys_mtl.metrics.measure import TaskKind, measure_task, metrics_of
 from recsys_mtl.metrics.multiclass import multiclass_accuracy, multiclass_log_loss
 from recsys_mtl.metrics.ranking import GroupedAUC, gauc
 from recsys_mtl.metrics.regression import mae, r2, rmse
@@ -23,6 +23,7 @@ __all__ = [
     "log_loss",
     "mae",
     "measure_task",
+    "metrics_of",
     "multiclass_accuracy",
     "multiclass_log_loss",
     "pcoc",

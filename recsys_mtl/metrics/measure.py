@@ -27,6 +27,22 @@ _METRICS: dict[TaskKind, dict[str, Callable[..., float]]] = {
 }
 
 
+def metrics_of(kind: TaskKind, *, grouped: bool) -> list[str]:
+    """Return the metrics that apply to a kind of task, in the order of a report.
+
+    Parameters
+    ----------
+    kind : {"binary", "regression", "multiclass"}
+        Kind of the task.
+    grouped : bool
+        Whether rows have groups, as gauc needs.
+    """
+    if kind not in _METRICS:
+        raise ValueError(f"kind must be one of {list(_METRICS)}; found '{kind}'")
+    applicable = {*_METRICS[kind], *(("gauc",) if kind == "binary" and grouped else ())}
+    return [metric for metric in HIGHER_IS_BETTER if metric in applicable]
+
+
 def measure_task(
     name: str,
     kind: TaskKind,
@@ -149,18 +165,13 @@ def _observed_rows(
 
 def _applicable(kind: TaskKind, metrics: Collection[str] | None, *, grouped: bool) -> list[str]:
     """Return the names of the metrics to measure, in the order of a report."""
-    if kind not in _METRICS:
-        raise ValueError(f"kind must be one of {list(_METRICS)}; found '{kind}'")
+    applicable = metrics_of(kind, grouped=grouped)
     unknown = sorted(set(metrics or ()) - set(HIGHER_IS_BETTER))
     if unknown:
         raise ValueError(f"metrics must be among {list(HIGHER_IS_BETTER)}; found {unknown}")
-    applicable = set(_METRICS[kind])
-    if kind == "binary" and grouped:
-        applicable.add("gauc")
     if kind == "binary" and not grouped and "gauc" in (metrics or ()):
         raise ValueError("gauc needs groups, one for each row; found none. Pass groups=")
-    chosen = applicable if metrics is None else applicable & set(metrics)
-    return [metric for metric in HIGHER_IS_BETTER if metric in chosen]
+    return [metric for metric in applicable if metrics is None or metric in metrics]
 
 
 def _groups_note(found: GroupedAUC) -> str:

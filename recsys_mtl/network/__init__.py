@@ -3,7 +3,7 @@
 from recsys_mtl.network.embedding import Embedded, Embeddings, EmbeddingTable, Touched
 from recsys_mtl.network.heads import Heads, Towers, logit_slices
 from recsys_mtl.network.inputs import Inputs, RowTensors, Targets
-from recsys_mtl.network.model import MultiTaskModel, Predicted, score_rows
+from recsys_mtl.network.model import MultiTaskModel, Predicted, predict_logits, score_rows
 from recsys_mtl.network.outputs import Outputs
 from recsys_mtl.network.sharing import PLE, MMoE, Shared, SharedBottom, Sharing
 
@@ -26,5 +26,6 @@ __all__ = [
     "Touched",
     "Towers",
     "logit_slices",
+    "predict_logits",
     "score_rows",
 ]

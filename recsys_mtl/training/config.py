@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import KW_ONLY
 from typing import Annotated
 
 from pydantic import Field
 
 from recsys_mtl.errors import SchemaError
-from recsys_mtl.metrics import HIGHER_IS_BETTER
+from recsys_mtl.metrics import HIGHER_IS_BETTER, metrics_of
 from recsys_mtl.schema import Schema
 from recsys_mtl.spec import Spec, spec
 from recsys_mtl.training.optim import Adam, Optimizer
@@ -62,23 +63,24 @@ def monitor_parts(monitor: str, schema: Schema) -> tuple[str, str]:
     Raises
     ------
     SchemaError
-        If there is no such task or metric.
+        If there is no such task, or the metric is not one of its kind.
     """
     if monitor == "loss":
         return "", "loss"
-    task, _, metric = monitor.rpartition(".")
-    names = [task.name for task in schema.tasks]
-    if task not in names or metric not in HIGHER_IS_BETTER:
-        raise SchemaError(
-            f"monitor must be 'loss' or 'task.metric' with a task of {names} and a metric of"
-            f" {sorted(HIGHER_IS_BETTER)}. Found {monitor!r}."
-        )
-    return task, metric
+    allowed = [
+        f"{task.name}.{metric}"
+        for task in schema.tasks
+        for metric in metrics_of(task.kind, grouped=schema.user is not None)  # type: ignore[arg-type] # tasks' kinds are metrics' kinds
+    ]
+    if monitor not in allowed:
+        raise SchemaError(f"monitor must be 'loss' or one of {allowed}. Found {monitor!r}.")
+    task_name, _, metric = monitor.rpartition(".")
+    return task_name, metric
 
 
 def badness(metric: str, value: float) -> float:
     """Return a number that is smaller the better the metric is, in the metric's own direction."""
     upward = HIGHER_IS_BETTER.get(metric, False)
     if upward is None:
-        return abs(value - 1.0)
+        return abs(math.log(value)) if value > 0 else math.inf
     return -value if upward else value

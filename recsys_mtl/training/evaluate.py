@@ -9,8 +9,7 @@ from torch import Tensor
 
 from recsys_mtl.encoding import OBSERVED, Batch
 from recsys_mtl.metrics import Measurement, Report, auc, measure_task, multiclass_accuracy, r2
-from recsys_mtl.network import MultiTaskModel, RowTensors, score_rows
-from recsys_mtl.network.model import predict_logits
+from recsys_mtl.network import MultiTaskModel, RowTensors, predict_logits, score_rows
 from recsys_mtl.schema import Schema
 from recsys_mtl.training.losses import task_losses
 
