@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 DATA ?= ../shared/data
-MOVIELENS = build/movielens
+MOVIELENS_DIR = build/movielens
 
 export RECSYS_MTL_DATA ?= $(abspath $(DATA))
 # Idle OpenMP workers must not burn the cores that others need; see the README.
@@ -35,8 +35,8 @@ bench: install
 	$(BIN)/python benchmarks/training.py
 
 demo: install
-	$(BIN)/python data/movielens.py --out $(MOVIELENS) $(if $(ML100K),--local $(ML100K))
-	$(BIN)/python data/demo.py --data $(MOVIELENS) --out build/demo
+	$(BIN)/python data/movielens.py --out $(MOVIELENS_DIR) $(if $(ML100K),--local $(ML100K))
+	$(BIN)/python data/demo.py --data $(MOVIELENS_DIR) --out build/demo
 
 kuairand: install
 	$(BIN)/python data/kuairand.py --out build/kuairand

@@ -75,12 +75,7 @@ class Spec:
         """
         if not isinstance(data, Mapping):
             raise SchemaError(f"{path or cls.__name__} must be a table of keys. Found {data!r}.")
-        built = _build(cls, data, path)
-        if not isinstance(built, cls):
-            raise SchemaError(
-                f"{path or 'kind'} must be one of {_kinds_of(cls)}. Found kind {data.get('kind')!r}."
-            )
-        return built
+        return _build(cls, data, path)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -96,24 +91,29 @@ def spec(cls: type[T]) -> type[T]:
 
     @functools.wraps(construct)
     def checked(self: T, *args: Any, **kwargs: Any) -> None:
+        if _is_family(type(self)):
+            name = type(self).__name__
+            raise SchemaError(f"{name} must be built as one of its kinds: {_kinds_of(type(self))}.")
         try:
             construct(self, *args, **kwargs)
         except ValidationError as error:
-            raise SchemaError(_explain(error, made.__name__, ".")) from None
+            raise SchemaError(_explain(error, made.__name__)) from None
 
     setattr(made, "__init__", checked)  # noqa: B010 # mypy forbids assigning to a method
     return typing.cast("type[T]", made)
 
 
-def _explain(error: ValidationError, where: str, joint: str) -> str:
+def _explain(error: ValidationError, where: str) -> str:
     lines = []
     for problem in error.errors(include_url=False, include_context=False):
-        place = ".".join(str(part) for part in problem["loc"])
+        place = "".join(
+            f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]
+        )
         text = problem["msg"].removeprefix("Value error, ")
         found = (
             "" if problem["type"] in {"missing", "value_error"} else f" Found {problem['input']!r}."
         )
-        lines.append(f"{where}{joint if place else ''}{place}: {text.rstrip('.')}.{found}")
+        lines.append(f"{where}{place}: {text.rstrip('.')}.{found}")
     return "\n".join(lines)
 
 
@@ -127,31 +127,46 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _build(cls: type[Spec], data: Mapping[str, Any], path: str) -> Spec:
-    kind = data.get("kind")
-    if kind is not None:
-        if kind not in Spec._kinds:
-            place = f"{path}.kind" if path else "kind"
-            raise SchemaError(f"{place} must be one of {_kinds_of(cls)}. Found {kind!r}.")
-        cls = Spec._kinds[kind]
-    elif not dataclasses.is_dataclass(cls):
-        place = f"{path}.kind" if path else "kind"
-        raise SchemaError(f"{place} is required: one of {_kinds_of(cls)}.")
-    hints = typing.get_type_hints(cls)
+def _build(cls: type[T], data: Mapping[str, Any], path: str) -> T:
+    made = _class_of(cls, data.get("kind"), f"{path}.kind" if path else "kind")
+    hints = typing.get_type_hints(made)
     values = {
         key: _nested(value, _spec_in(hints.get(key)), f"{path}.{key}" if path else key)
         for key, value in data.items()
         if key != "kind"
     }
-    known = {field.name for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    known = {field.name for field in dataclasses.fields(made) if field.init}  # type: ignore[arg-type]
     unknown = sorted(set(values) - known)
     if unknown:
         place = f"{path}.{unknown[0]}" if path else unknown[0]
-        raise SchemaError(f"{place} is not known to {cls.__name__}. Known: {sorted(known)}.")
+        raise SchemaError(f"{place} is not known to {made.__name__}. Known: {sorted(known)}.")
     try:
-        return cls(**values)
+        return made(**values)
     except SchemaError as error:
-        raise SchemaError(str(error).replace(cls.__name__, path or cls.__name__, 1)) from None
+        if not path:
+            raise
+        lines = str(error).split("\n")
+        raise SchemaError(
+            "\n".join(path + line.removeprefix(made.__name__) for line in lines)
+        ) from None
+
+
+def _class_of(cls: type[T], kind: object, place: str) -> type[T]:
+    """Return the class that `kind` names among `cls` and its subclasses."""
+    if kind is None and not _is_family(cls):
+        return cls
+    if kind is None:
+        raise SchemaError(f"{place} is required: one of {_kinds_of(cls)}.")
+    found = Spec._kinds.get(kind) if isinstance(kind, str) else None
+    if found is None or not issubclass(found, cls):
+        rule = f"must be one of {_kinds_of(cls)}" if _kinds_of(cls) else "must be left out"
+        raise SchemaError(f"{place} {rule}. Found {kind!r}.")
+    return found
+
+
+def _is_family(cls: type[Spec]) -> bool:
+    """Tell whether only the kinds below a class can be built, not the class itself."""
+    return cls.kind is None and bool(_kinds_of(cls))
 
 
 def _nested(value: Any, hint: type[Spec] | None, path: str) -> Any:

@@ -21,7 +21,9 @@ Kind = Literal["polars", "pandas", "arrow"]
 def is_path(table: Any) -> bool:
     """Tell whether the table is a parquet path, a glob or a list of them."""
     return isinstance(table, str | Path) or (
-        isinstance(table, list | tuple) and all(isinstance(part, str | Path) for part in table)
+        isinstance(table, list | tuple)
+        and len(table) > 0
+        and all(isinstance(part, str | Path) for part in table)
     )
 
 

@@ -50,6 +50,13 @@ class Ragged:
             np.concatenate([part.weights for part in parts]),
         )
 
+    def take(self, rows: IntArray) -> Ragged:
+        """Return the rows of these numbers, in that order."""
+        lengths = np.diff(self.offsets)[rows]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        places = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        return Ragged(self.values[places], offsets, self.weights[places])
+
 
 @dataclass(frozen=True)
 class Block:
@@ -81,6 +88,11 @@ class Block:
             tuple(Ragged.concat(column) for column in columns),
             np.concatenate([part.dense for part in parts]),
         )
+
+    def take(self, rows: IntArray) -> Block:
+        """Return the rows of these numbers, in that order."""
+        lists = tuple(one.take(rows) for one in self.lists)
+        return Block(self.ids[rows], lists, self.dense[rows])
 
 
 @dataclass(frozen=True)

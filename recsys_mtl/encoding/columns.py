@@ -2,74 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from recsys_mtl.encoding.batch import FloatArray, IntArray
+from recsys_mtl.encoding.arrow import ListView, view_lists
+from recsys_mtl.encoding.batch import FloatArray, IntArray, Ragged
 from recsys_mtl.encoding.hashing import bucket_column, table_seed
 from recsys_mtl.errors import EncodingError
 from recsys_mtl.schema import Bag, IdFeature, ListFeature, Schema, Vector
 
 
-@dataclass(frozen=True)
-class Codes:
-    """Hashed values of an id feature.
-
-    Parameters
-    ----------
-    codes
-        A reserved row or 3 + bucket per value; shape (n,), or (m,) for lists.
-    offsets
-        For lists: where each row's codes begin, shape (n + 1,). Else 0 .. n.
-    weights
-        For lists: pooling weight of each code, shape (m,). Else ones.
-    """
-
-    codes: IntArray
-    offsets: IntArray
-    weights: FloatArray
-
-
-def read_codes(schema: Schema, feature: IdFeature, frame: pl.DataFrame, num_buckets: int) -> Codes:
-    """Hash the values of an id feature into `num_buckets` buckets."""
+def read_ids(schema: Schema, feature: IdFeature, frame: pl.DataFrame, num_buckets: int) -> IntArray:
+    """Hash a column of one id per row: a reserved row or 3 + bucket for each."""
     column = frame[feature.source]
-    if isinstance(feature, ListFeature):
-        values, lengths = _split(column, feature)
-        weights = None
-        if isinstance(feature, Bag) and feature.weights is not None:
-            weights = _list_weights(frame[feature.weights], lengths, feature)
-        keep = _kept(lengths, feature)
-        if keep is not None:
-            values = values.filter(pa.array(keep))
-            weights = None if weights is None else weights[keep]
-            lengths = np.minimum(lengths, feature.max_length or lengths.max())
-        pooling = _pooling(lengths, weights, feature)
-    else:
-        values, lengths = _arrow(column), np.ones(column.len(), dtype=np.int64)
-        pooling = np.ones(column.len(), dtype=np.float32)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    seed = table_seed(feature.table_name)
-    try:
-        codes = bucket_column(values, seed=seed, num_buckets=num_buckets, algorithm=schema.hash)
-    except EncodingError as error:
-        raise EncodingError(
-            f"Feature {feature.name!r} reads column {column.name!r}: {error}"
-        ) from None
-    return Codes(codes, offsets, pooling)
+    return _hash(schema, feature, column, num_buckets)
+
+
+def read_lists(
+    schema: Schema, feature: ListFeature, frame: pl.DataFrame, num_buckets: int
+) -> Ragged:
+    """Hash a column of several ids per row; weights are the ids' factors in the pooled vector."""
+    listed = _lists(frame[feature.source], feature)
+    codes = _hash(schema, feature, listed.values, num_buckets)
+    lengths = np.diff(listed.offsets)
+    weights = np.ones(codes.size, dtype=np.float32)
+    if isinstance(feature, Bag) and feature.weights is not None:
+        weights = _list_weights(frame[feature.weights], lengths, feature)
+    kept = _within_cap(lengths, feature)
+    if kept is not None:
+        codes, weights = codes[kept], weights[kept]
+        lengths = np.minimum(lengths, feature.max_length or 0)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    return Ragged(codes, offsets, _pooling(lengths, weights, feature))
 
 
 def count_distinct(frame: pl.DataFrame, feature: IdFeature) -> int:
-    """Count the distinct values of an id feature."""
+    """Count the distinct values of an id feature; null is none."""
     column = frame[feature.source]
     if isinstance(feature, ListFeature):
-        values, _ = _split(column, feature)
-        return len(values.unique())
-    return column.n_unique()
+        column = pl.Series(_lists(column, feature).values)
+    return column.n_unique() - int(column.has_nulls())
 
 
 def read_numbers(column: pl.Series, name: str) -> npt.NDArray[np.float64]:
@@ -102,45 +76,52 @@ def read_vectors(column: pl.Series, feature: Vector) -> FloatArray:
             f"Feature {feature.name!r} reads column {column.name!r}, which must hold lists of"
             f" {feature.dim} numbers. Found {dtype}."
         )
-    listed = column.cast(pl.List(pl.Float32))
-    lengths = listed.list.len()
-    wrong = (lengths != feature.dim).fill_null(value=False)
+    listed = view_lists(pa.chunked_array(column.cast(pl.List(pl.Float32))))
+    present = np.ones(column.len(), dtype=np.bool_) if listed.valid is None else listed.valid
+    lengths = np.diff(listed.offsets)
+    wrong = present & (lengths != feature.dim)
     if wrong.any():
-        row = wrong.arg_max() or 0
+        row = int(wrong.argmax())
         raise EncodingError(
             f"Feature {feature.name!r} reads column {column.name!r}, which must hold lists of"
             f" {feature.dim} numbers. Found length {lengths[row]} in row {row}."
         )
-    present = listed.is_not_null().to_numpy()
     out = np.zeros((column.len(), feature.dim), dtype=np.float32)
-    values = listed.drop_nulls().explode(empty_as_null=False, keep_nulls=False).to_numpy()
-    if not np.isfinite(values).all():
+    out[present] = listed.values.to_numpy().reshape(-1, feature.dim)
+    finite = np.isfinite(out).all(axis=1)
+    if not finite.all():
         raise EncodingError(
             f"Feature {feature.name!r} reads column {column.name!r}, whose lists must hold finite"
-            " numbers. Found null, NaN or infinity inside a list."
+            f" numbers. Found null, NaN or infinity inside the list in row {int(finite.argmin())}."
         )
-    out[present] = values.reshape(-1, feature.dim)
     return out
 
 
-def _arrow(column: pl.Series) -> pa.ChunkedArray:
-    return pa.chunked_array(column)
+def _hash(
+    schema: Schema, feature: IdFeature, values: pl.Series | pa.ChunkedArray, num_buckets: int
+) -> IntArray:
+    seed = table_seed(feature.table_name)
+    try:
+        column = pa.chunked_array(values) if isinstance(values, pl.Series) else values
+        return bucket_column(column, seed=seed, num_buckets=num_buckets, algorithm=schema.hash)
+    except (EncodingError, pa.ArrowInvalid) as error:
+        raise EncodingError(
+            f"Feature {feature.name!r} reads column {feature.source!r}: {error}"
+        ) from None
 
 
-def _split(column: pl.Series, feature: ListFeature) -> tuple[pa.Array, IntArray]:
-    """Return the ids of all rows one after another, and how many each row has."""
+def _lists(column: pl.Series, feature: ListFeature) -> ListView:
+    """Return the ids of all rows one after another, and where each row's begin."""
     if column.dtype == pl.Null:
-        return pa.nulls(0), np.zeros(column.len(), dtype=np.int64)
-    if feature.separator is not None:
+        column = column.cast(pl.List(pl.Null))
+    elif feature.separator is not None:
         column = _pieces(column, feature, feature.separator)
     if not isinstance(column.dtype, pl.List | pl.Array):
         raise EncodingError(
             f"Feature {feature.name!r} reads column {column.name!r}, which must hold lists. Found"
             f" {column.dtype}. If it holds joined strings, give the feature a separator."
         )
-    listed = _arrow(column)
-    lengths = pc.fill_null(pc.list_value_length(listed), 0).to_numpy().astype(np.int64)
-    return pc.list_flatten(listed), lengths
+    return view_lists(pa.chunked_array(column))
 
 
 def _pieces(column: pl.Series, feature: ListFeature, separator: str) -> pl.Series:
@@ -156,7 +137,7 @@ def _pieces(column: pl.Series, feature: ListFeature, separator: str) -> pl.Serie
     return frame.select(pieces)[column.name]
 
 
-def _kept(lengths: IntArray, feature: ListFeature) -> npt.NDArray[np.bool_] | None:
+def _within_cap(lengths: IntArray, feature: ListFeature) -> npt.NDArray[np.bool_] | None:
     """Mark the ids within `max_length`: a bag's first ones, a history's last ones."""
     cap = feature.max_length
     if cap is None or lengths.size == 0 or int(lengths.max()) <= cap:
@@ -168,29 +149,32 @@ def _kept(lengths: IntArray, feature: ListFeature) -> npt.NDArray[np.bool_] | No
     return position >= np.repeat(lengths - cap, lengths)
 
 
-def _list_weights(column: pl.Series, lengths: IntArray, feature: ListFeature) -> FloatArray:
-    listed = _arrow(column.cast(pl.List(pl.Float32)))
-    counts = pc.fill_null(pc.list_value_length(listed), 0).to_numpy()
+def _list_weights(column: pl.Series, lengths: IntArray, feature: Bag) -> FloatArray:
+    place = f"Feature {feature.name!r} reads weights from column {column.name!r}, which must hold"
+    if column.dtype == pl.Null:
+        column = column.cast(pl.List(pl.Float32))
+    inner = column.dtype.inner if isinstance(column.dtype, pl.List | pl.Array) else None
+    if inner is None or not (inner.is_numeric() or inner == pl.Null):
+        raise EncodingError(f"{place} lists of numbers. Found {column.dtype}.")
+    listed = view_lists(pa.chunked_array(column.cast(pl.List(pl.Float32))))
+    counts = np.diff(listed.offsets)
     wrong = counts != lengths
     if wrong.any():
         row = int(wrong.argmax())
         raise EncodingError(
-            f"Feature {feature.name!r}: column {column.name!r} must hold one weight per id."
-            f" Found {int(counts[row])} weights for {int(lengths[row])} ids in row {row}."
+            f"{place} one weight per id. Found {counts[row]} weights for {lengths[row]} ids in row"
+            f" {row}."
         )
-    values = pc.list_flatten(listed)
-    weights = np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float32)
-    if not (np.isfinite(weights) & (weights >= 0)).all():
-        raise EncodingError(
-            f"Feature {feature.name!r}: column {column.name!r} must hold finite weights of at least 0."
-        )
+    weights: FloatArray = listed.values.to_numpy()
+    allowed = np.isfinite(weights) & (weights >= 0)
+    if not allowed.all():
+        row = int(np.searchsorted(listed.offsets, allowed.argmin(), side="right")) - 1
+        raise EncodingError(f"{place} finite weights of at least 0. Row {row} breaks this.")
     return weights
 
 
-def _pooling(lengths: IntArray, weights: FloatArray | None, feature: ListFeature) -> FloatArray:
+def _pooling(lengths: IntArray, weights: FloatArray, feature: ListFeature) -> FloatArray:
     """Return each id's factor in the pooled vector; a mean over weights that sum to 0 gives 0."""
-    if weights is None:
-        weights = np.ones(int(lengths.sum()), dtype=np.float32)
     if isinstance(feature, Bag) and feature.pooling == "sum":
         return weights
     row = np.repeat(np.arange(lengths.size), lengths)

@@ -10,11 +10,11 @@ import numpy as np
 import polars as pl
 
 from recsys_mtl.encoding.batch import Batch, Block, FloatArray, IntArray, Part, Ragged
-from recsys_mtl.encoding.columns import read_codes, read_numbers, read_vectors
+from recsys_mtl.encoding.columns import read_ids, read_lists, read_numbers, read_vectors
 from recsys_mtl.encoding.labels import read_labels
 from recsys_mtl.encoding.learning import Array, Learned, Sample, learn
 from recsys_mtl.errors import EncodingError, NotFittedError
-from recsys_mtl.reading import ABSENT, Rows, SideTable, locate, scan
+from recsys_mtl.reading import ABSENT, KeyIndex, Rows, SideTable, scan
 from recsys_mtl.schema import Feature, IdFeature, ListFeature, Numeric, Schema, Side, Vector
 
 Labels = Literal["required", "none"]
@@ -52,6 +52,7 @@ class InputLayout:
 @dataclass(frozen=True)
 class _EncodedSide:
     frame: pl.DataFrame
+    index: KeyIndex
     block: Block
 
 
@@ -69,9 +70,9 @@ class Encoder:
     >>> from recsys_mtl.schema import Binary, Categorical, Schema
     >>> schema = Schema(context=[Categorical("hour")], tasks=[Binary("ctr", label="click")])
     >>> table = pl.DataFrame({"hour": [7, 8, 7, None], "click": [1, 0, 0, 1]})
-    >>> ids = Encoder(schema).fit_encode(table).parts[0].block.ids
-    >>> ids[0, 0] == ids[2, 0], ids[0, 0] == ids[1, 0], int(ids[3, 0])
-    (True, False, 0)
+    >>> seven, eight, again, null = Encoder(schema).fit_encode(table).parts[0].block.ids.tolist()
+    >>> seven == again, seven == eight, null
+    (True, False, [0])
     """
 
     def __init__(self, schema: Schema) -> None:
@@ -116,8 +117,14 @@ class Encoder:
         """Encode rows in order, at most `chunk_rows` at a time; an empty table gives one batch."""
         opened = scan(rows)
         sides: dict[str, _EncodedSide] = {}
+        start = 0
         for frame in opened.frames(self._columns(opened, labels), chunk_rows=chunk_rows):
-            yield self._encode(opened, frame, labels, sides)
+            try:
+                batch = self._encode(opened, frame, labels, sides)
+            except EncodingError as error:
+                raise EncodingError(f"In the chunk that begins at row {start}: {error}") from error
+            start += frame.height
+            yield batch
 
     @property
     def learned(self) -> Learned:
@@ -187,11 +194,12 @@ class Encoder:
                 samples.append((side.features, [Sample(frame, once)]))
                 continue
             known = table.frame(side.key, _columns_of(side.features))
-            places = locate(frame[side.key], known[side.key])
+            places = KeyIndex(known[side.key]).locate(frame[side.key])
             found = places != ABSENT
             uses = np.bincount(places[found], minlength=known.height)
-            lost = _only_keys(known, frame[side.key].filter(~found))
-            samples.append((side.features, [Sample(known, uses), Sample(lost, once[~found])]))
+            used = Sample(known.filter(uses > 0), uses[uses > 0])
+            lost = Sample(_only_keys(known, frame[side.key].filter(~found)), once[~found])
+            samples.append((side.features, [used, lost]))
         samples.append((self.schema.context, [Sample(frame, once)]))
         self._learned = learn(self.schema, samples)
 
@@ -205,7 +213,8 @@ class Encoder:
                 continue
             if name not in sides:
                 known = table.frame(side.key, _columns_of(side.features))
-                sides[name] = _EncodedSide(known, self._block(side.features, known))
+                block = self._block(side.features, known)
+                sides[name] = _EncodedSide(known, KeyIndex(known[side.key]), block)
             part, absent[name] = self._place(side, sides[name], frame[side.key])
             parts.append(part)
         if self.schema.context:
@@ -218,14 +227,16 @@ class Encoder:
 
     def _place(self, side: Side, encoded: _EncodedSide, keys: pl.Series) -> tuple[Part, int]:
         """Refer each key to its row; keys the side table lacks get rows of their own at the end."""
-        places = locate(keys, encoded.frame[side.key])
+        places = encoded.index.locate(keys)
         lost = places == ABSENT
         count = int(lost.sum())
         if count == 0:
             return Part(encoded.block, places), 0
         extra = self._block(side.features, _only_keys(encoded.frame, keys.filter(lost)))
-        places[lost] = len(encoded.block) + np.arange(count)
-        return Part(Block.concat([encoded.block, extra]), places), count
+        # Only the rows in use are copied: a chunk must not cost the whole side table.
+        used, places[~lost] = np.unique(places[~lost], return_inverse=True)
+        places[lost] = used.size + np.arange(count)
+        return Part(Block.concat([encoded.block.take(used), extra]), places), count
 
     def _block(self, features: Sequence[Feature], frame: pl.DataFrame) -> Block:
         learned = self.learned
@@ -235,12 +246,12 @@ class Encoder:
         for feature in features:
             if isinstance(feature, IdFeature):
                 found = learned.maps[feature.table_name]
-                read = read_codes(self.schema, feature, frame, found.num_buckets)
-                rows = found.rows(read.codes)
                 if isinstance(feature, ListFeature):
-                    lists.append(Ragged(rows, read.offsets, read.weights))
+                    read = read_lists(self.schema, feature, frame, found.num_buckets)
+                    lists.append(Ragged(found.rows(read.values), read.offsets, read.weights))
                 else:
-                    ids.append(rows)
+                    codes = read_ids(self.schema, feature, frame, found.num_buckets)
+                    ids.append(found.rows(codes))
             elif isinstance(feature, Vector):
                 dense.append(read_vectors(frame[feature.source], feature))
             else:

@@ -12,6 +12,8 @@ from recsys_mtl.encoding.batch import MISSING, OBSERVED, OUT_OF_SPACE, FloatArra
 from recsys_mtl.errors import EncodingError
 from recsys_mtl.schema import Binary, Multiclass, Regression, Task
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 Labels = tuple[FloatArray, npt.NDArray[np.uint8], FloatArray]
 
 
@@ -82,14 +84,16 @@ def _domain(values: npt.NDArray[np.float64], task: Task) -> tuple[str, npt.NDArr
         return f"whole numbers 0 .. {task.num_classes - 1}", whole
     if isinstance(task, Regression) and task.bounds is not None:
         low, high = task.bounds
-        return f"numbers in {low} .. {high}", (values >= low) & (values <= high)
-    return "finite numbers", np.isfinite(values)
+        # A float32 label on its bound lies beside the bound's float64.
+        lowest, highest = min(low, float(np.float32(low))), max(high, float(np.float32(high)))
+        return f"numbers in {low} .. {high}", (values >= lowest) & (values <= highest)
+    return "finite numbers", np.abs(values) <= _LARGEST
 
 
 def _sample_weights(column: pl.Series, task: Task) -> npt.NDArray[np.float64]:
     numeric = column.dtype.is_numeric() or column.dtype == pl.Boolean
     values = column.cast(pl.Float64).to_numpy() if numeric else np.full(column.len(), np.nan)
-    wrong = ~(np.isfinite(values) & (values >= 0))
+    wrong = ~((values >= 0) & (values <= _LARGEST))
     if wrong.any():
         row = int(wrong.argmax())
         raise EncodingError(

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import polars as pl
 
 from recsys_mtl.encoding.batch import FloatArray, IntArray
-from recsys_mtl.encoding.columns import count_distinct, read_codes, read_numbers
+from recsys_mtl.encoding.columns import count_distinct, read_ids, read_lists, read_numbers
 from recsys_mtl.encoding.hashing import EMPTY_ROW, NULL_ROW, NUM_RESERVED, UNKNOWN_ROW
-from recsys_mtl.schema import Feature, IdFeature, Numeric, Schema
+from recsys_mtl.schema import Feature, IdFeature, ListFeature, Numeric, Schema
 
 Array = npt.NDArray[Any]
 _MIN_BUCKETS = 2**16
@@ -51,7 +51,7 @@ class BucketMap:
         self._rows = rows
 
     @classmethod
-    def from_counts(cls, counts: npt.NDArray[np.float64], *, min_count: int) -> BucketMap:
+    def from_counts(cls, counts: npt.NDArray[np.int32], *, min_count: int) -> BucketMap:
         """Keep the buckets seen in `min_count` rows or more; counts are indexed by code."""
         kept = np.flatnonzero(counts[NUM_RESERVED:] >= min_count)
         return cls(counts.size - NUM_RESERVED, kept.astype(np.int64))
@@ -94,8 +94,9 @@ class NumericScale:
             edges = np.unique(np.quantile(known, steps)) if known.size else np.empty(0)
             return cls(feature.scaling, 0.0, 1.0, edges)
         mean = float(known.mean()) if known.size else 0.0
-        std = float(known.std()) if known.size else 0.0
-        return cls(feature.scaling, mean, std if std > 0 else 1.0, np.empty(0))
+        # The deviation of a constant is not 0 when its mean is rounded.
+        varies = known.size > 0 and known.min() < known.max()
+        return cls(feature.scaling, mean, float(known.std()) if varies else 1.0, np.empty(0))
 
     @property
     def num_rows(self) -> int:
@@ -162,50 +163,33 @@ class Learned:
 
 def learn(schema: Schema, samples: Sequence[tuple[Sequence[Feature], list[Sample]]]) -> Learned:
     """Learn from the frames each group of features is read from."""
-    num_buckets = _hash_ranges(samples)
-    counts = {
-        name: np.zeros(NUM_RESERVED + size, dtype=np.float64) for name, size in num_buckets.items()
-    }
-    min_counts: dict[str, int] = {}
+    by_table: dict[str, list[tuple[IdFeature, Sample]]] = {}
     scales: dict[str, NumericScale] = {}
     for features, pieces in samples:
         for feature in features:
             if isinstance(feature, IdFeature):
-                name = feature.table_name
-                min_counts[name] = feature.min_count
-                for piece in pieces:
-                    counts[name] += _count(schema, feature, piece, counts[name].size)
+                members = by_table.setdefault(feature.table_name, [])
+                members += [(feature, piece) for piece in pieces]
             elif isinstance(feature, Numeric):
                 numbers = [read_numbers(p.frame[feature.source], feature.name) for p in pieces]
                 repeated = [np.repeat(x, p.uses) for x, p in zip(numbers, pieces, strict=True)]
                 scales[feature.name] = NumericScale.fit(feature, np.concatenate(repeated))
-    maps = {
-        name: BucketMap.from_counts(seen, min_count=min_counts[name])
-        for name, seen in counts.items()
-    }
+    maps = {name: _learn_map(schema, members) for name, members in by_table.items()}
     return Learned(maps, scales)
 
 
-def _hash_ranges(samples: Sequence[tuple[Sequence[Feature], list[Sample]]]) -> dict[str, int]:
-    chosen: dict[str, int] = {}
-    distinct: dict[str, int] = {}
-    for features, pieces in samples:
-        for feature in features:
-            if not isinstance(feature, IdFeature):
-                continue
-            name = feature.table_name
-            if feature.num_buckets is not None:
-                chosen[name] = feature.num_buckets
-            else:
-                found = sum(count_distinct(piece.frame, feature) for piece in pieces)
-                distinct[name] = distinct.get(name, 0) + found
-    return chosen | {name: default_buckets(found) for name, found in distinct.items()}
-
-
-def _count(
-    schema: Schema, feature: IdFeature, sample: Sample, size: int
-) -> npt.NDArray[np.float64]:
-    """Count the training interactions that hit each code."""
-    read = read_codes(schema, feature, sample.frame, size - NUM_RESERVED)
-    uses = np.repeat(sample.uses, np.diff(read.offsets))
-    return np.bincount(read.codes, weights=uses, minlength=size).astype(np.float64)
+def _learn_map(schema: Schema, members: Sequence[tuple[IdFeature, Sample]]) -> BucketMap:
+    """Learn one table's map from all the features that share it."""
+    settings = members[0][0]
+    num_buckets = settings.num_buckets or default_buckets(
+        sum(count_distinct(piece.frame, feature) for feature, piece in members)
+    )
+    counts = np.zeros(NUM_RESERVED + num_buckets, dtype=np.int32)
+    for feature, piece in members:
+        uses = piece.uses.astype(np.int32)
+        if isinstance(feature, ListFeature):
+            lists = read_lists(schema, feature, piece.frame, num_buckets)
+            np.add.at(counts, lists.values, np.repeat(uses, np.diff(lists.offsets)))
+        else:
+            np.add.at(counts, read_ids(schema, feature, piece.frame, num_buckets), uses)
+    return BucketMap.from_counts(counts, min_count=settings.min_count)

@@ -1,5 +1,6 @@
 """Rows in: tables of interactions, users and items, read lazily."""
 
-from recsys_mtl.reading.scan import ABSENT, Rows, SideTable, locate, require, scan
+from recsys_mtl.reading.keys import ABSENT, KeyIndex
+from recsys_mtl.reading.scan import Rows, SideTable, require, scan
 
-__all__ = ["ABSENT", "Rows", "SideTable", "locate", "require", "scan"]
+__all__ = ["ABSENT", "KeyIndex", "Rows", "SideTable", "require", "scan"]

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from recsys_mtl.errors import EncodingError
@@ -18,10 +16,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _POSITION = "__position__"
-_SIDE_ROW = "__side_row__"
-
-ABSENT = -1
-"""Row number of a user or item that its side table does not hold."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +28,13 @@ class SideTable:
         The table, lazily.
     name
         ``"users"`` or ``"items"``, for errors.
+    paths
+        Its parquet files, if it comes from any, for errors.
     """
 
     source: pl.LazyFrame
     name: str
+    paths: tuple[str, ...] = ()
 
     @cached_property
     def columns(self) -> list[str]:
@@ -48,7 +45,7 @@ class SideTable:
         """Read the key and the columns asked for; every key must stand once and not be null."""
         wanted = list(dict.fromkeys((key, *columns)))
         require(self.columns, wanted, f"{self.name} table")
-        frame = _collect(self.source.select(wanted), f"{self.name} table")
+        frame = _collect(self.source.select(wanted), f"{self.name} table", self.paths)
         if frame[key].null_count():
             raise EncodingError(
                 f"Column {key!r} of the {self.name} table must name every row."
@@ -129,7 +126,7 @@ class Rows:
 
     def _select(self, columns: Iterable[str]) -> pl.LazyFrame:
         wanted = list(dict.fromkeys(columns))
-        require([*self.columns, _POSITION], wanted, "interactions")
+        require(self.columns, [name for name in wanted if name != _POSITION], "interactions")
         return self.interactions.select(wanted)
 
 
@@ -166,52 +163,16 @@ def scan(interactions: Any, *, users: Any = None, items: Any = None) -> Rows:
         frame = frame.with_row_index(_POSITION)
     return Rows(
         interactions=frame,
-        users=None if users is None else SideTable(lazy_frame(users, what="users table"), "users"),
-        items=None if items is None else SideTable(lazy_frame(items, what="items table"), "items"),
+        users=None if users is None else _side_table(users, "users"),
+        items=None if items is None else _side_table(items, "items"),
         kind=kind,
         paths=_files(interactions),
         index=index,
     )
 
 
-def locate(keys: pl.Series, table: pl.Series) -> npt.NDArray[np.int64]:
-    """Find each key's row in a side table.
-
-    Parameters
-    ----------
-    keys
-        Keys of the interactions, of length n; nulls are found nowhere.
-    table
-        The side table's unique keys.
-
-    Returns
-    -------
-    ndarray of int64, shape (n,)
-        Row numbers, `ABSENT` where the table lacks the key.
-
-    Raises
-    ------
-    EncodingError
-        If one side holds numbers and the other strings.
-    """
-    numbers = keys.dtype.is_integer(), table.dtype.is_integer()
-    same = keys.dtype == table.dtype or all(numbers)
-    texts = (pl.String, pl.Categorical, pl.Enum)
-    if not same and all(column.dtype in texts for column in (keys, table)):
-        keys, table, same = keys.cast(pl.String), table.cast(pl.String), True
-    if not same and keys.dtype != pl.Null:
-        raise EncodingError(
-            f"Key {keys.name!r} must have one type in all tables. The interactions hold {keys.dtype},"
-            f" the side table {table.dtype}: cast one of them."
-        )
-    if keys.dtype == pl.Null:
-        return np.full(keys.len(), ABSENT, dtype=np.int64)
-    wide = pl.Int128 if all(numbers) else table.dtype
-    side = pl.DataFrame({"key": table.cast(wide)}).with_row_index(_SIDE_ROW)
-    found = pl.DataFrame({"key": keys.cast(wide)}).join(
-        side, on="key", how="left", maintain_order="left"
-    )
-    return found[_SIDE_ROW].cast(pl.Int64).fill_null(ABSENT).to_numpy()
+def _side_table(table: Any, name: str) -> SideTable:
+    return SideTable(lazy_frame(table, what=f"{name} table"), name, _files(table))
 
 
 def require(columns: Sequence[str], wanted: Sequence[str], where: str) -> None:
@@ -225,7 +186,7 @@ def require(columns: Sequence[str], wanted: Sequence[str], where: str) -> None:
         )
 
 
-def _collect(lazy: pl.LazyFrame, what: str, paths: Sequence[str] = ()) -> pl.DataFrame:
+def _collect(lazy: pl.LazyFrame, what: str, paths: Sequence[str]) -> pl.DataFrame:
     try:
         return lazy.collect()
     except pl.exceptions.PolarsError as error:

@@ -21,6 +21,7 @@ _MAX_CODES = 64
 _SEPARATORS = ("|", ",", ";")
 _JOINED_SHARE = 0.1
 _TEXTS = (pl.String, pl.Categorical, pl.Enum)
+_IDS = (*_TEXTS, pl.Boolean, pl.Date, pl.Binary)
 
 
 @dataclass(frozen=True)
@@ -51,31 +52,50 @@ def propose(
         raise SchemaError(
             f"The interactions must have column {lacking[0]!r}. Columns found: {frame.columns}."
         )
+    own = {
+        side: None if key is None or table is None else _sample(table, f"{side}s table")
+        for side, key, table in (("user", user, users), ("item", item, items))
+    }
+    known = set(frame.columns).union(*(side.columns for side in own.values() if side is not None))
+    left_out = list(exclude)
+    unknown = [column for column in left_out if column not in known]
+    if unknown:
+        raise SchemaError(
+            f"exclude must name columns of the tables. Found {unknown[0]!r}; columns: {sorted(known)}."
+        )
     found = tuple(
         task if isinstance(task, Task) else _task(frame[task], user, item) for task in tasks
     )
-    skip = {*exclude, *(task.label for task in found)}
+    skip = {*left_out, *(task.label for task in found), *(k for k in (user, item) if k is not None)}
     skip |= {task.sample_weight for task in found if task.sample_weight is not None}
-    sides: dict[str | None, list[Feature]] = {"user": [], "item": [], None: []}
-    for name, key, own in (("user", user, users), ("item", item, items)):
-        if key is None:
-            continue
-        sides[name].append(Categorical(key))
-        skip.add(key)
-        if own is not None:
-            side_frame = _sample(own, f"{name}s table")
-            sides[name] += _features(side_frame, [c for c in side_frame.columns if c not in skip])
-            skip |= set(side_frame.columns)
-    left = [column for column in frame.columns if column not in skip]
-    owner = {
-        column: _owner(
-            frame, column, None if users is not None else user, None if items is not None else item
-        )
-        for column in left
-    }
-    for side in sides:
-        sides[side] += _features(frame, [column for column in left if owner[column] == side])
+    sides = _side_features(frame, {"user": user, "item": item}, own, skip)
     return Proposal(tuple(sides["user"]), tuple(sides["item"]), tuple(sides[None]), found)
+
+
+def _side_features(
+    frame: pl.DataFrame,
+    keys: dict[str, str | None],
+    own: dict[str, pl.DataFrame | None],
+    skip: set[str],
+) -> dict[str | None, list[Feature]]:
+    """Propose the features of both sides and, under None, of the context."""
+    sides: dict[str | None, list[Feature]] = {side: [] for side in (*keys, None)}
+    elsewhere: set[str] = set()
+    for side, key in keys.items():
+        sides[side] += [] if key is None else [Categorical(key)]
+        table = own[side]
+        if table is not None:
+            columns = [column for column in table.columns if column not in skip]
+            names = {c: f"{side}_{c}" if c in elsewhere else c for c in columns}
+            sides[side] += _features(table, names)
+            elsewhere.update(columns)
+    left = [column for column in frame.columns if column not in skip | elsewhere]
+    flat = {side: key for side, key in keys.items() if own[side] is None}
+    owners = {column: _owner(frame, column, flat) for column in left}
+    for owner, features in sides.items():
+        mine = [column for column in left if owners[column] == owner]
+        features.extend(_features(frame, {column: column for column in mine}))
+    return sides
 
 
 def _sample(table: Any, what: str) -> pl.DataFrame:
@@ -100,9 +120,9 @@ def _task(column: pl.Series, user: str | None, item: str | None) -> Task:
     )
 
 
-def _owner(frame: pl.DataFrame, column: str, user: str | None, item: str | None) -> str | None:
+def _owner(frame: pl.DataFrame, column: str, keys: dict[str, str | None]) -> str | None:
     """Tell on which side a column of the interactions never varies."""
-    for side, key in (("user", user), ("item", item)):
+    for side, key in keys.items():
         if key is None or frame[key].n_unique() == frame.height:
             continue
         per_key = frame.group_by(key).agg(pl.col(column).n_unique().alias("values"))
@@ -111,33 +131,49 @@ def _owner(frame: pl.DataFrame, column: str, user: str | None, item: str | None)
     return None
 
 
-def _features(frame: pl.DataFrame, columns: Iterable[str]) -> list[Feature]:
-    proposed = {column: _feature(frame[column]) for column in columns}
+def _features(frame: pl.DataFrame, names: dict[str, str]) -> list[Feature]:
+    """Propose a feature for each column, by the names given."""
+    proposed = {column: _feature(frame[column], name) for column, name in names.items()}
     skipped = [column for column, feature in proposed.items() if feature is None]
     if skipped:
         _log.info("columns left out, constant or times or of unknown use: %s", skipped)
     return [feature for feature in proposed.values() if feature is not None]
 
 
-def _feature(column: pl.Series) -> Feature | None:
+def _feature(column: pl.Series, name: str) -> Feature | None:
     dtype = column.dtype
-    if isinstance(dtype, pl.Array) and dtype.inner.is_numeric():
-        return Vector(column.name, dim=dtype.size)
-    if isinstance(dtype, pl.List):
-        return Bag(column.name)
+    source = None if name == column.name else column.name
+    if isinstance(dtype, pl.List | pl.Array):
+        return _list_feature(column, dtype, name, source)
     if column.n_unique() <= 1:
         return None
     if dtype in _TEXTS:
         separator = _separator(column.cast(pl.String))
-        return (
-            Categorical(column.name) if separator is None else Bag(column.name, separator=separator)
-        )
-    if dtype in (pl.Boolean, pl.Date, pl.Binary):
-        return Categorical(column.name)
-    if dtype.is_integer():
-        is_id = column.name.lower().endswith("id") or column.n_unique() <= _MAX_CODES
-        return Categorical(column.name) if is_id else Numeric(column.name)
-    return Numeric(column.name) if dtype.is_numeric() else None
+        if separator is not None:
+            return Bag(name, column=source, separator=separator)
+    if dtype in _IDS or _holds_ids(column):
+        return Categorical(name, column=source)
+    return Numeric(name, column=source) if dtype.is_numeric() else None
+
+
+def _list_feature(
+    column: pl.Series, dtype: pl.List | pl.Array, name: str, source: str | None
+) -> Feature | None:
+    inner = dtype.inner
+    if inner in _IDS or inner.is_integer():
+        return Bag(name, column=source)
+    lengths = column.cast(pl.List(inner)).list.len().drop_nulls().unique().to_list()
+    if inner.is_float() and len(lengths) == 1 and lengths[0] > 0:
+        return Vector(name, column=source, dim=lengths[0])
+    return None
+
+
+def _holds_ids(column: pl.Series) -> bool:
+    named = column.name.lower().endswith("id")
+    if column.dtype.is_float():  # pandas makes floats of integers with a missing value
+        known = column.drop_nulls().drop_nans()
+        return named and bool((known.floor() == known).all())
+    return column.dtype.is_integer() and (named or column.n_unique() <= _MAX_CODES)
 
 
 def _separator(column: pl.Series) -> str | None:
@@ -147,7 +183,7 @@ def _separator(column: pl.Series) -> str | None:
     for separator in _SEPARATORS:
         if known.str.contains(separator, literal=True).sum() <= _JOINED_SHARE * known.len():
             continue
-        pieces = distinct.str.split(separator).explode(empty_as_null=False, keep_nulls=False)
+        pieces = distinct.str.split(separator).explode()
         if pieces.n_unique() < distinct.len():
             return separator
     return None

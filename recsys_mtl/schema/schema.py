@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, InstanceOf
 
 from recsys_mtl.schema.features import Feature, IdFeature, Name
 from recsys_mtl.schema.tasks import Binary, Task
 from recsys_mtl.spec import Spec, spec
 
-Features = Annotated[Sequence[Feature], AfterValidator(tuple)]
-Tasks = Annotated[Sequence[Task], AfterValidator(tuple)]
+Features = Annotated[Sequence[InstanceOf[Feature]], AfterValidator(tuple)]
+Tasks = Annotated[Sequence[InstanceOf[Task]], AfterValidator(tuple)]
 
 
 @spec
@@ -134,9 +134,16 @@ class Schema(Spec):
         -------
         Schema
             Strings, dates, booleans, integers with up to 64 values and columns named like an id become
-            `Categorical`, other numbers `Numeric`, lists and separator-joined strings `Bag`, fixed-size
-            lists of floats `Vector`. Constant columns and times are left out. In a flat table a
-            column that never varies within a user (item) is put on that side.
+            `Categorical`, other numbers `Numeric`, lists of ids and separator-joined strings `Bag`,
+            lists of floats of one length `Vector`. Constant columns and times are left out. In a
+            flat table a column that never varies within a user (item) is put on that side. A column
+            that a side table has is read from there; where both have it, the item's feature is named
+            ``item_...``.
+
+        Raises
+        ------
+        SchemaError
+            If a key, a label or a column to exclude is in no table, or a table is empty.
         """
         from recsys_mtl.schema.infer import propose
 

@@ -1,0 +1,88 @@
+"""Find keys of interactions in the tables of users and items beside them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from recsys_mtl.errors import EncodingError
+
+ABSENT = -1
+"""Row number of a user or item that its side table does not hold."""
+
+_TEXTS = (pl.String, pl.Categorical, pl.Enum)
+
+
+class KeyIndex:
+    """Where each key stands in a side table.
+
+    A call with fewer keys than the table has searches sorted keys, so a chunk or a request does not
+    cost the whole table; more keys are joined at once.
+
+    Parameters
+    ----------
+    table
+        The side table's unique keys, without nulls.
+
+    Examples
+    --------
+    >>> KeyIndex(pl.Series("user_id", [7, 3, 5])).locate(pl.Series("user_id", [3, 4])).tolist()
+    [1, -1]
+    """
+
+    def __init__(self, table: pl.Series) -> None:
+        self._table = table.cast(pl.String) if table.dtype in _TEXTS else table
+
+    def locate(self, keys: pl.Series) -> npt.NDArray[np.int64]:
+        """Find each key's row in the side table.
+
+        Parameters
+        ----------
+        keys
+            Keys of the interactions, of length n; nulls are found nowhere.
+
+        Returns
+        -------
+        ndarray of int64, shape (n,)
+            Row numbers, `ABSENT` where the table lacks the key.
+
+        Raises
+        ------
+        EncodingError
+            If the keys are of another type than the table's. Integers of all widths are one type,
+            and so are strings and categories.
+        """
+        if pl.Null in (keys.dtype, self._table.dtype):
+            return np.full(len(keys), ABSENT, dtype=np.int64)
+        alike = self._alike(keys)
+        return self._search(alike) if len(alike) < len(self._table) else self._join(alike)
+
+    def _alike(self, keys: pl.Series) -> pl.Series:
+        """Return the keys in the table's type, null where that type cannot hold them."""
+        ours, theirs = self._table.dtype, keys.dtype
+        texts = ours == pl.String and theirs in _TEXTS
+        if not (ours == theirs or texts or (ours.is_integer() and theirs.is_integer())):
+            raise EncodingError(
+                f"Key {keys.name!r} must have one type in all tables. The interactions hold {theirs},"
+                f" the side table {ours}: cast one of them."
+            )
+        return keys.cast(ours, strict=False)
+
+    @cached_property
+    def _sorted(self) -> tuple[pl.Series, pl.Series]:
+        order = self._table.arg_sort()
+        return self._table.gather(order), order
+
+    def _search(self, keys: pl.Series) -> npt.NDArray[np.int64]:
+        ordered, order = self._sorted
+        at = ordered.search_sorted(keys).clip(upper_bound=len(ordered) - 1)
+        found = ordered.gather(at).eq_missing(keys).to_numpy()
+        return np.where(found, order.gather(at).to_numpy(), np.int64(ABSENT))
+
+    def _join(self, keys: pl.Series) -> npt.NDArray[np.int64]:
+        table = pl.DataFrame({"key": self._table}).with_row_index("row")
+        joined = pl.DataFrame({"key": keys}).join(table, "key", "left", maintain_order="left")
+        return joined["row"].cast(pl.Int64).fill_null(ABSENT).to_numpy(writable=True)

@@ -1,0 +1,173 @@
+"""What an encoder learns and gives, against a plain Python account of the same rules."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import xxhash
+
+from recsys_mtl.encoding import EMPTY_ROW, NULL_ROW, UNKNOWN_ROW, Batch, Encoder, TableSize
+from recsys_mtl.errors import EncodingError, NotFittedError
+from recsys_mtl.schema import (
+    Binary,
+    Categorical,
+    Feature,
+    History,
+    Numeric,
+    Schema,
+)
+
+CTR = Binary("ctr", label="click")
+LARGE = [0, -1, 2**24 - 1, 2**24, 2**24 + 1, 2**31 - 1, 2**31, 2**53, 2**53 + 1, 2**63 - 1]
+TEXTS = [pl.String, pl.Categorical, pl.Enum(["a", "b", "", "ccc", "a text too long for a view"])]
+
+
+def plain(*features: Feature):
+    return Schema(context=features, tasks=[CTR])
+
+
+def table(**columns: Any):
+    frame = pl.DataFrame(columns)
+    return frame.with_columns(click=pl.int_range(pl.len()) % 2)
+
+
+def ids(batch: Batch, column: int = 0):
+    return batch.parts[0].block.ids[:, column].tolist()
+
+
+def fit_ids(values: Any, feature: Feature):
+    return ids(Encoder(plain(feature)).fit_encode(table(x=values)))
+
+
+def reference_rows(train: list[Any], values: list[Any], num_buckets: int, min_count: int):
+    """Give the rows of strings and integers as the documentation says, without our kernels."""
+    seed = xxhash.xxh64_intdigest(b"x", 0)
+
+    def bucket(value: Any) -> int:
+        key = value.encode() if isinstance(value, str) else value.to_bytes(8, "little", signed=True)
+        return (xxhash.xxh64_intdigest(key, seed) >> 32) * num_buckets >> 32
+
+    counts = Counter(bucket(value) for value in train if value not in (None, ""))
+    kept = sorted(found for found, count in counts.items() if count >= min_count)
+    rows = {found: row for row, found in enumerate(kept, start=3)}
+    special = {None: NULL_ROW, "": EMPTY_ROW}
+    return [
+        special[value] if value in special else rows.get(bucket(value), UNKNOWN_ROW)
+        for value in values
+    ]
+
+
+@pytest.mark.parametrize("min_count", [1, 2, 3])
+@pytest.mark.parametrize("num_buckets", [None, 7, 50, 1_000_003])
+def test_rows_are_those_of_the_documented_rules(num_buckets: int | None, min_count: int):
+    rng = np.random.default_rng(1)
+    words = ["", None, *(f"w{i}" * (1 + i % 9) for i in range(30))]
+    train = [words[i] for i in rng.integers(0, 25, 60)]
+    feature = Categorical("x", num_buckets=num_buckets, min_count=min_count)
+    encoder = Encoder(plain(feature)).fit(table(x=train))
+    expected = reference_rows(train, words, num_buckets or 2**16, min_count)
+    assert ids(encoder.encode(table(x=words), labels="none")) == expected
+    (size,) = encoder.layout.tables
+    assert size == TableSize("x", max(3, *reference_rows(train, train, num_buckets or 2**16, min_count)) + 1, None)  # fmt: skip
+
+
+def test_integers_follow_the_documented_rules():
+    train = [*LARGE, 5, 5]
+    expected = reference_rows(train, [*train, 6], 2**16, 1)
+    encoder = Encoder(plain(Categorical("x"))).fit(table(x=train))
+    assert ids(encoder.encode(table(x=[*train, 6]))) == expected
+
+
+def test_null_unseen_and_empty_have_rows_of_their_own():
+    encoder = Encoder(plain(Categorical("x"))).fit(table(x=["a", "", None, "b"]))
+    found = ids(encoder.encode(table(x=[None, "never", "", "a", "b"])))
+    assert found[:3] == [NULL_ROW, UNKNOWN_ROW, EMPTY_ROW] == [0, 1, 2]
+    assert sorted(found[3:]) == [3, 4]
+
+
+def test_null_and_empty_have_their_rows_even_if_training_had_none():
+    encoder = Encoder(plain(Categorical("x"))).fit(table(x=["a"]))
+    assert ids(encoder.encode(table(x=[None, "", "a"]))) == [NULL_ROW, EMPTY_ROW, 3]
+
+
+def test_values_seen_too_seldom_share_the_unknown_row():
+    found = fit_ids(["a", "b", "b", "c", "c", "c"], Categorical("x", min_count=3))
+    assert found == [UNKNOWN_ROW] * 3 + [3] * 3
+
+
+def test_large_ids_stay_distinct_and_are_int64():
+    encoder = Encoder(plain(Categorical("x", num_buckets=2**22)))
+    batch = encoder.fit_encode(table(x=pl.Series(LARGE, dtype=pl.Int64)))
+    assert len(set(ids(batch))) == len(LARGE)
+    assert batch.parts[0].block.ids.dtype == np.int64
+    assert ids(encoder.encode(table(x=[2**24 + 2, 2**63 - 2, 2**31 + 1]))) == [UNKNOWN_ROW] * 3
+
+
+def test_integer_and_its_digits_are_different_values():
+    encoder = Encoder(plain(Categorical("x", num_buckets=2**20))).fit(table(x=[5, 6]))
+    assert ids(encoder.encode(table(x=["5", "6"]))) == [UNKNOWN_ROW] * 2
+
+
+@pytest.mark.parametrize("dtype", TEXTS)
+def test_text_has_the_same_row_in_every_type_and_chunking(dtype: pl.DataType):
+    values = ["a", None, "", "ccc", "a text too long for a view", "a"]
+    encoder = Encoder(plain(Categorical("x"))).fit(table(x=values))
+    expected = ids(encoder.encode(table(x=values)))
+    column = pl.Series("x", values, dtype=dtype)
+    frame = table(x=column)
+    chunked = pl.concat([frame.slice(i, 1) for i in range(6)], rechunk=False)
+    for one in (frame, chunked, frame.to_arrow(), frame.to_pandas()):
+        assert ids(encoder.encode(one)) == expected
+        assert ids(Encoder(encoder.schema).fit_encode(one)) == expected
+
+
+@pytest.mark.parametrize("dtype", [pl.Int16, pl.UInt32, pl.Int64, pl.UInt64, pl.Float64])
+def test_integer_has_the_same_row_in_every_width(dtype: pl.DataType):
+    values = [3, 700, None, 3]
+    encoder = Encoder(plain(Categorical("x"))).fit(table(x=values))
+    assert ids(encoder.encode(table(x=pl.Series(values, dtype=dtype)))) == fit_ids(
+        values, Categorical("x")
+    )
+
+
+def test_features_that_share_a_table_share_rows_and_counts():
+    item, seen = Categorical("x", min_count=2), History("seen", table="x", min_count=2)
+    encoder = Encoder(plain(item, seen))
+    batch = encoder.fit_encode(table(x=["a", "b", "c"], seen=[["b", "c"], ["d"], []]))
+    assert ids(batch)[0] == UNKNOWN_ROW  # once in both columns together
+    found = batch.parts[0].block.lists[0].values.tolist()
+    assert found == [*ids(batch)[1:], UNKNOWN_ROW]
+    assert encoder.layout.tables == (TableSize("x", 5, None),)
+    assert encoder.layout.id_tables == encoder.layout.list_tables == ("x",)
+
+
+def test_default_range_counts_the_distinct_values_of_all_sharing_features():
+    lists = [[f"l{i}", "same"] for i in range(1_500)]
+    frame = table(x=[f"v{i}" for i in range(1_500)], seen=lists)
+    encoder = Encoder(plain(Categorical("x"), History("seen", table="x"))).fit(frame)
+    assert encoder.learned.maps["x"].num_buckets == 2**17  # 32 * 3001, rounded up
+    alone = Encoder(plain(Categorical("x"))).fit(frame)
+    assert alone.learned.maps["x"].num_buckets == 2**16
+
+
+def test_error_in_a_chunk_says_where_the_chunk_begins():
+    encoder = Encoder(plain(Numeric("x"))).fit(table(x=[1.0]))
+    bad = table(x=[0.0] * 7 + [float("inf")])
+    chunks = encoder.batches(bad, chunk_rows=3)
+    assert [next(chunks).num_rows, next(chunks).num_rows] == [3, 3]
+    with pytest.raises(EncodingError, match=r"^In the chunk that begins at row 6: .* row 1\.$"):
+        next(chunks)
+
+
+def test_unfitted_encoder_says_so():
+    for ask in (lambda e: e.encode(table(x=[1])), lambda e: e.layout, lambda e: e.state()):
+        with pytest.raises(NotFittedError, match="must be fitted first"):
+            ask(Encoder(plain(Categorical("x"))))
+
+
+@pytest.mark.parametrize("learn", [Encoder.fit, Encoder.fit_encode])
+def test_training_needs_rows(learn: Any):
+    with pytest.raises(EncodingError, match=r"must hold rows to train on\. Found an empty table"):
+        learn(Encoder(plain(Categorical("x"))), table(x=[1]).clear())

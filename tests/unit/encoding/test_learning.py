@@ -1,0 +1,122 @@
+"""Scales against numpy and scikit-learn, hash ranges and bucket maps by hand."""
+
+import numpy as np
+import pytest
+from sklearn.preprocessing import KBinsDiscretizer, StandardScaler
+
+from recsys_mtl.encoding.hashing import EMPTY_ROW, NULL_ROW, UNKNOWN_ROW
+from recsys_mtl.encoding.learning import BucketMap, NumericScale, default_buckets
+from recsys_mtl.schema import Numeric
+
+NAN = float("nan")
+
+
+def values(seed: int = 0):
+    return np.random.default_rng(seed).lognormal(1.0, 2.0, 501)
+
+
+def test_standard_scaling_is_scikit_learns_cut_at_five_deviations():
+    train, new = values(), np.array([0.0, -3.0, 7.5, 1e6, -1e6])
+    scale = NumericScale.fit(Numeric("x", scaling="standard"), np.append(train, NAN))
+    expected = StandardScaler().fit(train[:, None]).transform(new[:, None])[:, 0].clip(-5, 5)
+    np.testing.assert_allclose(scale.dense(new)[:, 0], expected, rtol=1e-6)
+    assert scale.dense(new).dtype == np.float32
+    assert abs(scale.dense(new)[3:, 0]).tolist() == [5, 5]
+
+
+def test_log_scaling_is_standard_scaling_of_the_signed_logarithm():
+    train, new = values() - 3, np.array([0.0, -3.0, 7.5, 1e6])
+    scale = NumericScale.fit(Numeric("x", scaling="log"), train)
+
+    def logged(x):
+        return np.where(x < 0, -np.log(1 - np.minimum(x, 0)), np.log(1 + np.maximum(x, 0)))
+
+    reference = StandardScaler().fit(logged(train)[:, None])
+    expected = reference.transform(logged(new)[:, None])[:, 0].clip(-5, 5)
+    np.testing.assert_allclose(scale.dense(new)[:, 0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scaling", ["standard", "log"])
+def test_missing_number_is_zero_with_a_flag(scaling):
+    scale = NumericScale.fit(Numeric("x", scaling=scaling), values())
+    dense = scale.dense(np.array([NAN, 2.0]))
+    assert dense[0].tolist() == [0, 1]
+    assert dense[1, 1] == 0
+
+
+def test_quantile_edges_are_those_of_numpy():
+    train = values()
+    scale = NumericScale.fit(Numeric("x", num_quantiles=4), np.append(train, [NAN, NAN]))
+    np.testing.assert_array_equal(scale.edges, np.quantile(train, [0.25, 0.5, 0.75]))
+    assert scale.num_rows == 3 + 4
+
+
+def test_quantile_buckets_are_those_of_scikit_learn():
+    train, new = values(), np.sort(values(1))
+    scale = NumericScale.fit(Numeric("x", num_quantiles=8), train)
+    reference = KBinsDiscretizer(
+        8, encode="ordinal", strategy="quantile", quantile_method="linear", subsample=None
+    ).fit(train[:, None])
+    expected = reference.transform(new[:, None])[:, 0].astype(int) + 3
+    assert scale.rows(new).tolist() == expected.tolist()
+
+
+def test_number_on_an_edge_belongs_to_the_bucket_above():
+    scale = NumericScale.fit(Numeric("x", num_quantiles=4), np.array([0.0, 1, 2, 3, 4]))
+    assert scale.edges.tolist() == [1, 2, 3]
+    assert scale.rows(np.array([-9, 0.9, 1, 1.5, 2, 3, 99, NAN])).tolist() == [
+        3, 3, 4, 4, 5, 6, 6, NULL_ROW,
+    ]  # fmt: skip
+
+
+def test_equal_edges_are_merged():
+    train = np.array([0.0] * 90 + [1.0] * 10)
+    scale = NumericScale.fit(Numeric("x", num_quantiles=32), train)
+    assert scale.edges[0] == 0
+    assert scale.edges[-1] == 1
+    assert len(set(scale.edges)) == len(scale.edges) < 31
+    assert scale.rows(np.array([0.0]))[0] != scale.rows(np.array([1.0]))[0]
+
+
+@pytest.mark.parametrize("scaling", ["quantile", "standard", "log"])
+@pytest.mark.parametrize("train", [[], [NAN, NAN], [0.1] * 10, [-3.0]])
+def test_column_without_spread_gives_finite_inputs(scaling, train):
+    scale = NumericScale.fit(Numeric("x", scaling=scaling), np.array(train))
+    new = np.array([0.1, 0.2, NAN])
+    rows = scale.rows(new)
+    assert rows.max() < scale.num_rows
+    assert np.isfinite(scale.dense(new)).all()
+
+
+def test_constant_is_zero_and_other_numbers_are_not_blown_up():
+    scale = NumericScale.fit(Numeric("x", scaling="standard"), np.full(10, 0.1))
+    np.testing.assert_allclose(scale.dense(np.array([0.1, 0.3]))[:, 0], [0, 0.2], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("distinct", "buckets"),
+    [
+        (0, 2**16),
+        (1, 2**16),
+        (2**11, 2**16),
+        (2**11 + 1, 2**17),
+        (100_000, 2**22),
+        (2**21, 2**26),
+        (10**9, 2**26),
+    ],
+)
+def test_default_range_is_32_buckets_a_value_rounded_up(distinct, buckets):
+    assert default_buckets(distinct) == buckets
+
+
+def test_bucket_map_gives_rows_to_the_buckets_seen_often_enough():
+    counts = np.array([9, 9, 9, 0, 1, 2, 3, 0], dtype=np.int32)  # three reserved, five buckets
+    codes = np.arange(8)
+    all_seen = BucketMap.from_counts(counts, min_count=1)
+    assert all_seen.num_rows == 6
+    assert all_seen.rows(codes).tolist() == [
+        NULL_ROW, UNKNOWN_ROW, EMPTY_ROW, UNKNOWN_ROW, 3, 4, 5, UNKNOWN_ROW,
+    ]  # fmt: skip
+    twice = BucketMap.from_counts(counts, min_count=2)
+    assert twice.rows(codes).tolist() == [0, 1, 2, 1, 1, 3, 4, 1]
+    assert twice.rows(codes).dtype == np.int64
