@@ -80,9 +80,21 @@ def as_kind(frame: pl.DataFrame, kind: Kind, index: pd.Index | None = None) -> A
     if kind == "arrow":
         return frame.to_arrow()
     if kind == "pandas":
-        table = frame.to_pandas()
+        table = _pandas(frame)
         return table if index is None else table.set_index(index)
     return frame
+
+
+def _pandas(frame: pl.DataFrame) -> pd.DataFrame:
+    """Convert; integers with nulls become pandas' nullable integers, never floats."""
+    import pandas as pd
+
+    table = frame.to_pandas()
+    for column in frame.iter_columns():
+        if column.dtype.is_integer() and column.null_count():
+            known = column.fill_null(0).to_numpy()
+            table[column.name] = pd.arrays.IntegerArray(known.copy(), column.is_null().to_numpy())
+    return table
 
 
 def damaged_place(paths: Sequence[str]) -> str | None:

@@ -74,14 +74,21 @@ class Rows:
     @cached_property
     def columns(self) -> list[str]:
         """Columns of the interactions."""
-        names = self.interactions.collect_schema().names()
-        return [name for name in names if name != _POSITION]
+        return self.interactions.collect_schema().names()
 
     def filter(self, *predicates: pl.Expr) -> Self:
-        """Keep the interactions for which all polars expressions are true, lazily."""
+        """Keep the interactions for which all polars expressions are true, lazily.
+
+        A pandas frame is filtered at once, so that its index stays with its rows.
+        """
         used = {name for predicate in predicates for name in predicate.meta.root_names()}
         require(self.columns, sorted(used), "interactions (filters see their columns only)")
-        return replace(self, interactions=self.interactions.filter(*predicates))
+        if self.index is None:
+            return replace(self, interactions=self.interactions.filter(*predicates))
+        numbered = self.interactions.with_row_index(_POSITION).filter(*predicates)
+        frame = _collect(numbered, "interactions", self.paths)
+        index = self.index.take(frame[_POSITION].to_numpy())
+        return replace(self, interactions=frame.drop(_POSITION).lazy(), index=index)
 
     def concat(self, other: Rows) -> Rows:
         """Return these interactions followed by the other's; both must have the same side tables."""
@@ -119,14 +126,11 @@ class Rows:
 
     def restore(self, frame: pl.DataFrame) -> Any:
         """Return a result, one row per interaction, as the kind of table that came in."""
-        if self.index is None:
-            return as_kind(frame, self.kind)
-        index = self.index.take(self.frame([_POSITION])[_POSITION].to_numpy())
-        return as_kind(frame, self.kind, index)
+        return as_kind(frame, self.kind, self.index)
 
     def _select(self, columns: Iterable[str]) -> pl.LazyFrame:
         wanted = list(dict.fromkeys(columns))
-        require(self.columns, [name for name in wanted if name != _POSITION], "interactions")
+        require(self.columns, wanted, "interactions")
         return self.interactions.select(wanted)
 
 
@@ -159,8 +163,6 @@ def scan(interactions: Any, *, users: Any = None, items: Any = None) -> Rows:
     frame = lazy_frame(interactions, what="interactions")
     kind = kind_of(interactions)
     index = interactions.index if kind == "pandas" else None
-    if index is not None:
-        frame = frame.with_row_index(_POSITION)
     return Rows(
         interactions=frame,
         users=None if users is None else _side_table(users, "users"),

@@ -86,3 +86,11 @@ def test_place_of_damage_is_the_first_unreadable_file(tmp_path: Path, file: Path
     place = damaged_place([str(file), str(tmp_path / "text.parquet")])
     assert place is not None
     assert place.startswith(f"file {tmp_path / 'text.parquet'}: ")
+
+
+def test_integer_ids_with_nulls_come_back_to_pandas_as_integers() -> None:
+    ids = pl.DataFrame({"id": pl.Series([2**63 - 1, None, 5], dtype=pl.Int64)})
+    back = as_kind(ids, "pandas")
+    assert str(back["id"].dtype) == "Int64"
+    assert back["id"][0] == 2**63 - 1
+    assert back["id"].isna().tolist() == [False, True, False]

@@ -271,3 +271,10 @@ def test_rows_are_made_without_reading():
     rows = scan(TABLE.lazy().map_batches(lambda _: 1 / 0, schema=TABLE.schema))
     assert isinstance(rows, Rows)
     assert rows.filter(pl.col("price") > 0).columns == TABLE.columns
+
+
+def test_a_pandas_filter_is_drawn_once_so_that_index_and_rows_agree() -> None:
+    frame = pd.DataFrame({"a": range(40)}, index=[f"row {a}" for a in range(40)])
+    rows = scan(frame).filter(pl.int_range(pl.len()).shuffle() < 15)
+    back = rows.restore(rows.frame(["a"]))
+    assert list(back.index) == [f"row {a}" for a in back["a"]]
