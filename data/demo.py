@@ -61,7 +61,7 @@ def main() -> None:
     print(
         f"\nlabels\n{LABELS}\n\ntraining ({CONFIG.name}); epochs chosen on valid, then train + valid"
     )
-    ranker = config.ranker(progress=True)
+    ranker = config.ranker()
     ranker.fit(rows["train"], valid=rows["valid"], refit=config.run.refit)
     report = ranker.evaluate(rows["test"])
     print(f"\ntest, after {ranker.best_epoch_} epochs\n{report}")
