@@ -9,7 +9,7 @@ export RECSYS_MTL_DATA ?= $(abspath $(DATA))
 # Idle OpenMP workers must not burn the cores that others need; see the README.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: install check test test-all bench demo kuairand clean
+.PHONY: install check test test-slow bench demo kuairand clean
 
 install: $(VENV)/installed
 
@@ -27,8 +27,8 @@ check: install
 test: install
 	$(BIN)/python -m pytest -q -m "not slow"
 
-test-all: install
-	$(BIN)/python -m pytest -q
+test-slow: install
+	$(BIN)/python -m pytest -q -m slow
 
 bench: install
 	$(BIN)/python benchmarks/hashing.py

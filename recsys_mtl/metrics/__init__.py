@@ -4,7 +4,7 @@ from recsys_mtl.metrics.binary import accuracy, auc, log_loss
 from recsys_mtl.metrics.calibration import ece, pcoc
 from recsys_mtl.metrics.measure import TaskKind, measure_task, metrics_of
 from recsys_mtl.metrics.multiclass import multiclass_accuracy, multiclass_log_loss
-from recsys_mtl.metrics.ranking import GroupedAUC, gauc
+from recsys_mtl.metrics.ranking import GroupedAUC, gauc, ndcg
 from recsys_mtl.metrics.regression import mae, r2, rmse
 from recsys_mtl.metrics.report import HIGHER_IS_BETTER, Measurement, Report
 from recsys_mtl.metrics.warn import MetricWarning
@@ -26,6 +26,7 @@ __all__ = [
     "metrics_of",
     "multiclass_accuracy",
     "multiclass_log_loss",
+    "ndcg",
     "pcoc",
     "r2",
     "rmse",

@@ -9,7 +9,13 @@ import polars as pl
 from numpy.typing import ArrayLike
 
 from recsys_mtl.metrics.auc_kernel import group_aucs
-from recsys_mtl.metrics.checks import IntArray, binary_columns, check_lengths
+from recsys_mtl.metrics.checks import (
+    FloatArray,
+    IntArray,
+    binary_columns,
+    check_finite,
+    check_lengths,
+)
 from recsys_mtl.metrics.warn import nothing_counts, undefined
 
 Groups = pl.Series | ArrayLike | Sequence[Any]
@@ -102,6 +108,75 @@ def gauc(
         groups_dropped=len(aucs) - num_used,
         rows_used=int(np.diff(starts)[used].sum()),
     )
+
+
+def ndcg(
+    relevances: ArrayLike, scores: ArrayLike, groups: Groups, *, k: int | None = None
+) -> float:
+    """Compute the normalised discounted cumulative gain, averaged over groups.
+
+    Parameters
+    ----------
+    relevances : array_like of shape (n,)
+        Gains, 0 or more.
+    scores : array_like of shape (n,)
+        Any finite numbers, comparable within a group. Rows with equal scores share the mean discount of
+        the ranks they hold, so their order in the table does not matter.
+    groups : array_like or polars.Series or pyarrow array of shape (n,)
+        The group of each row, often the user or the request; see `group_series`.
+    k : int, optional
+        Only the first k ranks count. Default: all.
+
+    Returns
+    -------
+    float
+        In 0 .. 1. Groups without any relevance have no NDCG and are left out; NaN with a
+        `MetricWarning` where none has one.
+
+    References
+    ----------
+    Jarvelin & Kekalainen, "Cumulated Gain-Based Evaluation of IR Techniques", ACM TOIS 20(4), 2002.
+
+    Examples
+    --------
+    >>> round(ndcg([0, 1, 1, 0], [0.1, 0.9, 0.2, 0.4], ["ann", "ann", "bob", "bob"]), 4)
+    0.8155
+    """
+    gains = check_finite("relevances", relevances)
+    numbers = check_finite("scores", scores)
+    codes = _group_codes(group_series(groups))
+    check_lengths({"relevances": len(gains), "scores": len(numbers), "groups": len(codes)})
+    if (gains < 0).any():
+        raise ValueError(f"relevances must be 0 or more; found {gains.min()}")
+    if k is not None and k < 1:
+        raise ValueError(f"k must be 1 or more; found {k}")
+    if not len(gains):
+        return undefined(f"ndcg is undefined: {nothing_counts(0)}")
+    found = _discounted_gains(gains, numbers, codes, k)
+    best = _discounted_gains(gains, gains, codes, k)
+    used = best > 0
+    if not used.any():
+        return undefined(f"ndcg is undefined: none of {len(best)} groups has any relevance")
+    return float((found[used] / best[used]).mean())
+
+
+def _discounted_gains(
+    gains: FloatArray, scores: FloatArray, codes: IntArray, k: int | None
+) -> FloatArray:
+    """Return the discounted gain of each group, ordered by falling score."""
+    order = np.lexsort((-scores, codes))
+    group, score = codes[order], scores[order]
+    rows = np.arange(len(order))
+    first_of_group = np.r_[True, group[1:] != group[:-1]]
+    rank = rows - np.maximum.accumulate(np.where(first_of_group, rows, 0))
+    discount = 1 / np.log2(rank + 2)
+    if k is not None:
+        discount[rank >= k] = 0
+    first_of_tie = first_of_group | np.r_[True, score[1:] != score[:-1]]
+    ties = np.cumsum(first_of_tie) - 1
+    shared = np.bincount(ties, weights=discount) / np.bincount(ties)
+    summed = np.bincount(np.cumsum(first_of_group) - 1, weights=gains[order] * shared[ties])
+    return summed.astype(np.float64, copy=False)
 
 
 def group_series(groups: Groups) -> pl.Series:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import polars as pl
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ def evaluate_rows(model: MultiTaskModel, schema: Schema, batch: Batch, rows: Row
     """Measure every task on its observed rows; grouped metrics are grouped by user."""
     if batch.labels is None or batch.states is None or batch.weights is None:
         raise ValueError("Evaluation needs rows encoded with labels.")
-    groups = None if schema.user is None else batch.keys[schema.user.key]
+    groups = None if schema.user is None else _groups(batch.keys[schema.user.key])
     measurements: list[Measurement] = []
     notes: list[str] = []
     for number, (task, scores) in enumerate(
@@ -41,6 +42,14 @@ def evaluate_rows(model: MultiTaskModel, schema: Schema, batch: Batch, rows: Row
         if count
     ]
     return Report(tuple(measurements), tuple(notes))
+
+
+def _groups(keys: pl.Series) -> pl.Series:
+    """Give each user a number; a row without a user is a group of its own, which GAUC drops."""
+    first = pl.col("row").min().over("key")
+    numbered = pl.DataFrame({"key": keys}).with_row_index("row")
+    own = pl.when(pl.col("key").is_null()).then(pl.col("row")).otherwise(first)
+    return numbered.select(own.alias("user"))["user"]
 
 
 @torch.inference_mode()

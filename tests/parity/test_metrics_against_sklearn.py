@@ -157,3 +157,35 @@ def test_gauc_equals_a_loop_over_users_with_sklearn(kind: str, weighting: str):
     assert dropped > 10
     assert found.value == pytest.approx(value, abs=EXACT)
     assert (found.groups_used, found.groups_dropped, found.rows_used) == (used, dropped, rows)
+
+
+@pytest.mark.parametrize("k", [None, 1, 3, 10])
+@pytest.mark.parametrize("tied", [False, True])
+def test_ndcg_equals_a_loop_over_groups_with_sklearn(k: int | None, tied: bool) -> None:
+    rng = np.random.default_rng(5)
+    users = rng.integers(0, 40, 1_000)
+    relevances = rng.integers(0, 4, 1_000) * (users > 2)  # three users have no relevance at all
+    scores = rng.random(1_000).round(1 if tied else 12)
+    expected = [
+        sk.ndcg_score([relevances[users == user]], [scores[users == user]], k=k)
+        for user in np.unique(users)
+        if relevances[users == user].any()
+    ]
+    assert metrics.ndcg(relevances, scores, users, k=k) == pytest.approx(
+        np.mean(expected), abs=EXACT
+    )
+
+
+def test_ndcg_without_any_relevance_is_undefined() -> None:
+    with pytest.warns(metrics.MetricWarning, match="none of 2 groups"):
+        assert np.isnan(metrics.ndcg([0, 0], [0.1, 0.2], ["ann", "bob"]))
+
+
+@pytest.mark.parametrize(
+    ("relevances", "k", "message"), [([-1, 1], None, "0 or more"), ([0, 1], 0, "k must be")]
+)
+def test_ndcg_refuses_what_it_cannot_rank(
+    relevances: list[int], k: int | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        metrics.ndcg(relevances, [0.1, 0.2], ["ann", "ann"], k=k)

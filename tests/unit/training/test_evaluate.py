@@ -129,3 +129,21 @@ def test_evaluation_needs_labels(
     for evaluate in (evaluate_rows, headline_score):
         with pytest.raises(ValueError, match="labels"):
             evaluate(make_model(), schema, batch, rows)
+
+
+def test_rows_without_a_user_are_dropped_from_grouped_metrics_and_counted(
+    schema: Schema, make_batch: MakeBatch, make_model: MakeModel
+) -> None:
+    batch, model = make_batch(80), make_model()
+    rows = RowTensors(batch, CPU)
+    assert batch.labels is not None
+    users = [None if row % 4 == 0 else f"user {row % 5}" for row in range(80)]
+    batch = replace(batch, keys=pl.DataFrame({"user": users}))
+    sided = replace(schema, user=Side("user", features=schema.context), context=())
+    report = evaluate_rows(model, sided, batch, rows)
+    kept = np.array([user is not None for user in users])
+    scores = score_rows(model, rows)[0].numpy()
+    named = [user for user in users if user is not None]
+    expected = gauc(batch.labels[kept, 0], scores[kept], named)
+    assert report.value("ctr", "gauc") == pytest.approx(expected.value)
+    assert any("25 groups" in note and "20 dropped" in note for note in report.notes)
