@@ -58,8 +58,8 @@ def train(
     settings = read_config(config)
     check_target(model)
     rows = settings.rows()
-    if "test" in rows:
-        check_labels(rows["test"], settings.schema, path="tables.test")
+    for name, part in rows.items():
+        check_labels(part, settings.schema, path=f"tables.{name}")
     ranker = settings.ranker()
     ranker.fit(rows["train"], valid=rows.get("valid"), refit=settings.run.refit)
     ranker.save(model)

@@ -178,7 +178,7 @@ def where(rows: Rows, condition: str, *, path: str) -> Rows:
 
 
 def check_labels(rows: Rows, schema: Schema, *, path: str) -> None:
-    """Check the labels of rows that are read only after training, before it begins.
+    """Check that rows are there and their labels are what the tasks allow, before training begins.
 
     Raises
     ------

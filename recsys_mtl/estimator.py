@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import KW_ONLY, fields, replace
 from numbers import Integral
 from pathlib import Path
@@ -14,7 +15,7 @@ from pydantic import Field
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 
-from recsys_mtl.encoding import Batch, Encoder
+from recsys_mtl.encoding import OBSERVED, Batch, Encoder, absent_notes
 from recsys_mtl.errors import EncodingError, ModelDirError, NotFittedError, SchemaError
 from recsys_mtl.metrics import Measurement, Report
 from recsys_mtl.model_dir import ModelDir, read_model_dir, write_model_dir
@@ -35,6 +36,8 @@ from recsys_mtl.training import (
     monitor_parts,
     seeded,
 )
+
+_log = logging.getLogger(__name__)
 
 _MMOE, _TOWERS, _ADAM, _ADAGRAD = MMoE(), Towers(), Adam(), RowWiseAdagrad()
 
@@ -140,7 +143,7 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
         rows
             `Rows`, or any table or path that `scan` takes.
         y
-            Ignored; scikit-learn's convention.
+            Must be None: labels are columns of the table. It stands here by scikit-learn's convention.
         valid
             Rows that choose the number of epochs. Without them all `max_epochs` are trained.
         refit
@@ -152,8 +155,14 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
         SchemaError, EncodingError
             If the settings or the tables contradict the schema. The ranker stays as it was.
         """
-        del y
+        if y is not None:
+            raise TypeError(
+                "y must be None: labels are columns of the table. Validation rows go by name:"
+                " fit(train, valid=valid)."
+            )
         settings = self._settings()
+        if valid is None and settings.monitor != "loss":
+            raise ValueError(f"monitor={settings.monitor!r} needs valid rows. Found none.")
         if refit and valid is None:
             raise ValueError("refit=True needs valid rows: they choose the number of epochs.")
         device = find_device(self.device)
@@ -244,6 +253,11 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
         valid_batch = None if valid is None else encoder.encode(valid)
         if valid_batch is not None and valid_batch.num_rows == 0:
             raise EncodingError("valid must hold rows. Found an empty table.")
+        _check_observed(batch, self.schema)
+        if valid_batch is not None and not np.any(valid_batch.states == OBSERVED):
+            raise EncodingError("valid must hold rows with observed labels. Found none.")
+        for note in absent_notes(batch.absent):
+            _log.warning("%s", note)
         with seeded(seed, device):
             model = _network(encoder, settings)
             model.learn_outputs(batch)
@@ -273,7 +287,8 @@ def load(path: str | Path, *, device: str = "auto") -> MultiTaskRanker:
         schema = Schema.from_dict(found.schema, path="schema")
         settings = Settings.from_dict(found.model, path="model")
         encoder = Encoder.from_state(schema, found.encoder, found.encoder_arrays)
-        model = _network(encoder, settings)
+        with seeded(0, torch.device("cpu")):  # what is drawn here is overwritten
+            model = _network(encoder, settings)
         model.load_state_dict(dict(found.weights))
     except (SchemaError, KeyError, RuntimeError) as error:
         raise ModelDirError(f"{path} does not fit this version of the package: {error}") from error
@@ -305,6 +320,19 @@ def find_device(name: Literal["auto"] | str) -> torch.device:
             f"device must be 'auto' or a device of this machine. Found {name!r}: {error}"
         ) from error
     return device
+
+
+def _check_observed(batch: Batch, schema: Schema) -> None:
+    """Refuse a task that training rows say nothing about, unless its weight is 0."""
+    if batch.states is None or batch.weights is None:
+        raise ValueError("Training needs rows encoded with labels.")
+    known = ((batch.states == OBSERVED) & (batch.weights > 0)).any(axis=0)
+    for task, found in zip(schema.tasks, known, strict=True):
+        if task.weight > 0 and not found:
+            raise EncodingError(
+                f"Task {task.name!r} needs rows to train on where its label {task.label!r} is"
+                " observed. Found none: remove the task or set its weight to 0."
+            )
 
 
 def _network(encoder: Encoder, settings: Settings) -> MultiTaskModel:

@@ -8,6 +8,7 @@ from recsys_mtl.encoding.batch import (
     Block,
     Part,
     Ragged,
+    absent_notes,
 )
 from recsys_mtl.encoding.encoder import Encoder, InputLayout, TableSize
 from recsys_mtl.encoding.hashing import (
@@ -34,4 +35,5 @@ __all__ = [
     "Part",
     "Ragged",
     "TableSize",
+    "absent_notes",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -109,6 +109,15 @@ class Part:
 
     block: Block
     rows: IntArray | None = None
+
+
+def absent_notes(absent: Mapping[str, int]) -> list[str]:
+    """Say in words how many rows have a user or an item that its side table lacks."""
+    return [
+        f"{count:,} rows have a {side} that the {side}s table lacks: its features count as null"
+        for side, count in absent.items()
+        if count
+    ]
 
 
 @dataclass(frozen=True)

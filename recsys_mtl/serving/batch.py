@@ -12,6 +12,7 @@ import pyarrow as pa
 from pyarrow import parquet
 from tqdm import tqdm
 
+from recsys_mtl.reading import Rows, scan
 from recsys_mtl.serving.scorer import CHUNK_ROWS, Scorer
 
 
@@ -46,7 +47,9 @@ def score_to_parquet(
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(f"{target} must be a file to write. Found a folder.")
-    frames = scorer.frames(rows, chunk_rows=chunk_rows)
+    opened = scan(rows)
+    _check_not_an_input(target, opened)
+    frames = scorer.frames(opened, chunk_rows=chunk_rows)
     first = next(frames)  # what is wrong with the table as a whole shows before a file is made
     target.parent.mkdir(parents=True, exist_ok=True)
     written = 0
@@ -62,6 +65,17 @@ def score_to_parquet(
                 bar.update(frame.height)
         part.replace(target)
     return written
+
+
+def _check_not_an_input(target: Path, rows: Rows) -> None:
+    """Refuse to replace a file that is read."""
+    sides = [side for side in (rows.users, rows.items) if side is not None]
+    for name, paths in (("interactions", rows.paths), *((side.name, side.paths) for side in sides)):
+        if any(target.resolve() == Path(path).resolve() for path in paths):
+            raise FileExistsError(
+                f"{target} is read as the {name} and must not be overwritten."
+                " Choose another output."
+            )
 
 
 def _arrow(frame: pl.DataFrame) -> pa.Table:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import polars as pl
 import torch
 
-from recsys_mtl.encoding import Encoder
+from recsys_mtl.encoding import Encoder, absent_notes
 from recsys_mtl.network import MultiTaskModel, RowTensors, score_rows
 from recsys_mtl.reading import scan
 from recsys_mtl.schema import Multiclass, Schema
+
+_log = logging.getLogger(__name__)
 
 CHUNK_ROWS = 1 << 17
 """Rows read and encoded at once: memory is bounded by it, not by the table."""
@@ -46,14 +50,21 @@ class Scorer:
         return opened.restore(pl.concat(list(self.frames(opened))))
 
     def frames(self, rows: Any, *, chunk_rows: int = CHUNK_ROWS) -> Iterator[pl.DataFrame]:
-        """Score in order, `chunk_rows` at a time; an empty table gives one empty frame."""
+        """Score in order, `chunk_rows` at a time; an empty table gives one empty frame.
+
+        Rows whose user or item the side table lacks are scored, counted, and logged as a warning.
+        """
+        absent: Counter[str] = Counter()
         for batch in self.encoder.batches(rows, chunk_rows=chunk_rows):
             scores = score_rows(self.model, RowTensors(batch, self.device))
             columns = [
                 pl.Series(task.name, found.to(torch.float32).numpy(), _dtype(task))
                 for task, found in zip(self.schema.tasks, scores, strict=True)
             ]
+            absent.update(batch.absent)
             yield pl.DataFrame([*batch.keys.get_columns(), *columns])
+        for note in absent_notes(absent):
+            _log.warning("%s", note)
 
 
 def _dtype(task: object) -> pl.DataType:

@@ -8,7 +8,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from recsys_mtl.encoding import OBSERVED, Batch
+from recsys_mtl.encoding import OBSERVED, Batch, absent_notes
 from recsys_mtl.metrics import Measurement, Report, auc, measure_task, multiclass_accuracy, r2
 from recsys_mtl.network import MultiTaskModel, RowTensors, predict_logits, score_rows
 from recsys_mtl.schema import Schema
@@ -36,11 +36,7 @@ def evaluate_rows(model: MultiTaskModel, schema: Schema, batch: Batch, rows: Row
         )
         measurements += found
         notes += said
-    notes += [
-        f"{count:,} rows have a {side} that the {side}s table lacks: its features count as null"
-        for side, count in batch.absent.items()
-        if count
-    ]
+    notes += absent_notes(batch.absent)
     return Report(tuple(measurements), tuple(notes))
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recsys_mtl.encoding import Batch
+from recsys_mtl.errors import EncodingError
 from recsys_mtl.metrics import Report
 from recsys_mtl.network import Inputs, MultiTaskModel, RowTensors, Targets
 from recsys_mtl.schema import Schema
@@ -123,6 +124,11 @@ class Trainer:
                 continue
             task, metric = monitored
             value = record["valid_loss"] if metric == "loss" else report.value(task, metric)
+            if math.isnan(value):
+                raise EncodingError(
+                    f"monitor {self.config.monitor!r} must be defined on valid: nothing can be chosen"
+                    " by it. Its rows have no observed label, or labels of one class."
+                )
             if best.accept(epoch, badness(metric, value), report, self.model):
                 continue
             if epoch - best.epoch >= self.config.patience:
@@ -211,11 +217,11 @@ class _Best:
         self._weights: dict[str, Tensor] | None = None
 
     def accept(self, epoch: int, badness: float, report: Report, model: MultiTaskModel) -> bool:
-        """Keep the epoch if it is better; an undefined metric never is, but the first is kept."""
+        """Keep the epoch if it is the first, or better than the best so far."""
         if self.epoch and not badness < self._badness:
             return False
         self.epoch, self.report = epoch, report
-        self._badness = math.inf if math.isnan(badness) else badness
+        self._badness = badness
         self._weights = {name: value.clone() for name, value in model.state_dict().items()}
         return True
 

@@ -45,12 +45,12 @@ def test_a_file_that_was_there_is_replaced(scorer, table, tmp_path):
     assert pl.read_parquet(tmp_path / "scores.parquet").height == table.height
 
 
-def test_the_scored_table_itself_can_be_replaced(scorer, table, tmp_path):
+def test_a_table_that_is_read_is_never_overwritten(scorer, table, tmp_path):
     file = tmp_path / "rows.parquet"
-    table.write_parquet(file, row_group_size=100)
-    score_to_parquet(scorer, file, file, chunk_rows=100)
-    assert pl.read_parquet(file)["user_id"].equals(table["user_id"])
-    assert "ctr" in pl.read_parquet_schema(file)
+    table.write_parquet(file)
+    with pytest.raises(FileExistsError, match="read as the interactions"):
+        score_to_parquet(scorer, file, tmp_path / ".." / tmp_path.name / "rows.parquet")
+    assert pl.read_parquet(file).equals(table)
 
 
 def test_folders_on_the_way_are_made(scorer, table, tmp_path):

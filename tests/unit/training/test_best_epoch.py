@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recsys_mtl.encoding import Batch
+from recsys_mtl.errors import EncodingError
 from recsys_mtl.metrics import Measurement, Report
 from recsys_mtl.network import MultiTaskModel, RowTensors
 from recsys_mtl.schema import Schema
@@ -45,9 +46,6 @@ def _same(one: Weights, other: Weights) -> bool:
         ("ctr.pcoc", [0.5, 0.7, 1.1], 3),
         ("ctr.pcoc", [1.2, 0.1, 0.2], 1),
         ("loss", [2.0, 1.0, 1.5], 2),
-        ("ctr.auc", [math.nan, 0.4, 0.6], 3),
-        ("ctr.auc", [0.6, math.nan, 0.5], 1),
-        ("ctr.auc", [math.nan, math.nan, math.nan], 1),
     ],
 )
 def test_the_best_epochs_weights_are_kept_in_the_metrics_own_direction(
@@ -73,9 +71,23 @@ def test_the_best_epochs_weights_are_kept_in_the_metrics_own_direction(
     trained = trainer.fit(batch, batch)
     assert trained.best_epoch == best
     assert trained.report is not None
-    assert trained.report.value(task, metric) == pytest.approx(values[best - 1], nan_ok=True)
+    assert trained.report.value(task, metric) == pytest.approx(values[best - 1])
     assert len(snapshots) == trained.history.height == 3
     assert [_same(_weights(model), one) for one in snapshots] == [k == best for k in (1, 2, 3)]
+
+
+def test_an_undefined_monitor_chooses_nothing(
+    schema: Schema,
+    make_batch: MakeBatch,
+    make_model: MakeModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, batch = make_model(), make_batch(60)
+    trainer = _trainer(model, schema, monitor="ctr.auc", patience=3)
+    report = Report((Measurement("ctr", "auc", math.nan, 60),))
+    monkeypatch.setattr(trainer, "_validate", lambda *_: ({"valid_loss": 1.0}, report))
+    with pytest.raises(EncodingError, match=r"'ctr.auc' must be defined on valid"):
+        trainer.fit(batch, batch)
 
 
 @pytest.mark.parametrize(
