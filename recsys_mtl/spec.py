@@ -80,7 +80,13 @@ class Spec:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Build the spec from what `to_json` returned."""
-        return cls.from_dict(json.loads(text))
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise SchemaError(
+                f"{cls.__name__} must be given as JSON, as to_json writes it. Found {error}."
+            ) from error
+        return cls.from_dict(data)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +15,8 @@ from recsys_mtl.errors import EncodingError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_UNCONVERTED = (pa.ArrowException, pl.exceptions.PolarsError, TypeError, ValueError, OverflowError)
 
 Kind = Literal["polars", "pandas", "arrow"]
 
@@ -50,7 +53,7 @@ def lazy_frame(table: Any, *, what: str = "table") -> pl.LazyFrame:
     Raises
     ------
     EncodingError
-        If a file is missing or no parquet, or a column mixes types.
+        If a file is missing or no parquet, a column mixes types, or two have one name.
     TypeError
         If the table is none of the above.
     """
@@ -60,12 +63,12 @@ def lazy_frame(table: Any, *, what: str = "table") -> pl.LazyFrame:
         return table.lazy()
     if is_path(table):
         return _scan_parquet(table, what)
+    if _is_pandas(table):
+        return _from_pandas(table, what).lazy()
     try:
-        if _is_pandas(table):
-            return pl.DataFrame(pl.from_pandas(table)).lazy()
         if isinstance(table, pa.Table | pa.RecordBatch):
             return pl.DataFrame(table).lazy()
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pl.exceptions.PolarsError) as error:
+    except _UNCONVERTED as error:
         raise EncodingError(
             f"Every column of the {what} must hold one type. {error}. Cast the column first."
         ) from error
@@ -73,6 +76,29 @@ def lazy_frame(table: Any, *, what: str = "table") -> pl.LazyFrame:
         f"The {what} must be a polars, pandas or Arrow table or a parquet path."
         f" Found {type(table).__name__}."
     )
+
+
+def _from_pandas(table: pd.DataFrame, what: str) -> pl.DataFrame:
+    columns = list(getattr(table, "columns", []))  # a series has none
+    twice = [name for name, count in Counter(map(str, columns)).items() if count > 1]
+    if twice:
+        raise EncodingError(
+            f"Column names of the {what} must be unique. Found {twice[0]!r} more than once: rename"
+            " or drop one."
+        )
+    try:
+        return pl.DataFrame(pl.from_pandas(table))
+    except _UNCONVERTED as error:
+        # The error of the whole table does not say which column it means.
+        for name in columns:
+            try:
+                pl.from_pandas(table[[name]])
+            except _UNCONVERTED as reason:
+                raise EncodingError(
+                    f"Every column of the {what} must hold one type. Column {name!r} does not:"
+                    f" {str(reason).rstrip('.')}. Cast it first, such as with .astype(str)."
+                ) from reason
+        raise EncodingError(f"The {what} could not be read from pandas: {error}") from error
 
 
 def as_kind(frame: pl.DataFrame, kind: Kind, index: pd.Index | None = None) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -12,6 +14,54 @@ from recsys_mtl.encoding.batch import FloatArray, IntArray, Ragged
 from recsys_mtl.encoding.hashing import bucket_column, table_seed
 from recsys_mtl.errors import EncodingError
 from recsys_mtl.schema import Bag, IdFeature, ListFeature, Schema, Vector
+
+_TEXTS = (pl.String, pl.Categorical, pl.Enum, pl.Binary)
+_NUMBERS = (pl.Boolean, pl.Date)
+
+
+@dataclass(frozen=True)
+class IdType:
+    """What kind of ids a column holds.
+
+    Parameters
+    ----------
+    family
+        ``"text"`` or ``"numbers"``; ids of one family are hashed alike, whatever their type.
+    dtype
+        The type they were found in, for errors.
+    """
+
+    family: str
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.family} ({self.dtype})"
+
+
+def id_type(feature: IdFeature, column: pl.Series) -> IdType | None:
+    """Tell what kind of ids a column holds; None where no value tells, or the type is no id's."""
+    dtype = column.dtype
+    if _holds_nothing(column):
+        return None
+    if isinstance(feature, ListFeature) and feature.separator is not None:
+        return IdType("text", str(dtype))
+    if isinstance(feature, ListFeature):
+        inner = dtype.inner if isinstance(dtype, pl.List | pl.Array) else pl.Null()
+    else:
+        inner = dtype
+    # Bytes are hashed as strings are; booleans and dates as integers are.
+    if inner in _TEXTS:
+        return IdType("text", str(dtype))
+    return IdType("numbers", str(dtype)) if inner.is_numeric() or inner in _NUMBERS else None
+
+
+def _holds_nothing(column: pl.Series) -> bool:
+    """Tell whether the column's type says nothing, as no row has a value of it."""
+    if column.null_count() == column.len():
+        return True
+    if column.dtype.is_float():  # what pandas makes of a column without values
+        return bool(column.is_nan().fill_null(True).all())
+    return isinstance(column.dtype, pl.List) and column.list.len().sum() == 0
 
 
 def read_ids(schema: Schema, feature: IdFeature, frame: pl.DataFrame, num_buckets: int) -> IntArray:
@@ -133,7 +183,8 @@ def _pieces(column: pl.Series, feature: ListFeature, separator: str) -> pl.Serie
             f" split at {separator!r}. Found {column.dtype}."
         )
     frame = column.str.split(separator).to_frame()
-    pieces = pl.col(column.name).list.eval(pl.element().filter(pl.element() != ""))
+    stripped = pl.element().str.strip_chars()  # "a, b" holds the ids "a" and "b"
+    pieces = pl.col(column.name).list.eval(stripped.filter(stripped != ""))
     return frame.select(pieces)[column.name]
 
 

@@ -14,7 +14,7 @@ from recsys_mtl.encoding.columns import read_ids, read_lists, read_numbers, read
 from recsys_mtl.encoding.labels import read_labels
 from recsys_mtl.encoding.learning import Array, Learned, Sample, learn
 from recsys_mtl.errors import EncodingError, NotFittedError
-from recsys_mtl.reading import ABSENT, KeyIndex, Rows, SideTable, scan
+from recsys_mtl.reading import ABSENT, KeyIndex, Rows, SideTable, require, scan
 from recsys_mtl.schema import Feature, IdFeature, ListFeature, Numeric, Schema, Side, Vector
 
 Labels = Literal["required", "none"]
@@ -177,8 +177,19 @@ class Encoder:
     def _columns(self, rows: Rows, labels: Labels) -> list[str]:
         """List the columns of the interactions that must be read."""
         wanted = list(self.schema.keys)
-        for _, side, table in self._sides(rows):
-            wanted += _columns_of(side.features) if table is None else []
+        for name, side, table in self._sides(rows):
+            if table is not None:
+                continue
+            columns = _columns_of(side.features)
+            theirs = [column for column in columns if column not in self.schema.keys]
+            require(
+                rows.columns,
+                theirs,
+                "interactions",
+                f"They are features of the {name}: give its table, scan(..., {name}s=...), or join"
+                " the columns.",
+            )
+            wanted += columns
         wanted += _columns_of(self.schema.context)
         return wanted + (list(self.schema.label_columns) if labels == "required" else [])
 
@@ -246,6 +257,7 @@ class Encoder:
         for feature in features:
             if isinstance(feature, IdFeature):
                 found = learned.maps[feature.table_name]
+                learned.check_family(feature, frame[feature.source])
                 if isinstance(feature, ListFeature):
                     read = read_lists(self.schema, feature, frame, found.num_buckets)
                     lists.append(Ragged(found.rows(read.values), read.offsets, read.weights))

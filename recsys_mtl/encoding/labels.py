@@ -30,7 +30,8 @@ def read_labels(frame: pl.DataFrame, tasks: Sequence[Task]) -> Labels:
     Returns
     -------
     labels, states, weights
-        Each of shape (n, T). A label is 0 where its state is not `OBSERVED`.
+        Each of shape (n, T). A label is 0 and its weight 1 where its state is not `OBSERVED`.
+        What stands in the columns outside a task's space is never looked at.
 
     Raises
     ------
@@ -40,33 +41,43 @@ def read_labels(frame: pl.DataFrame, tasks: Sequence[Task]) -> Labels:
     shape = frame.height, len(tasks)
     labels = np.zeros(shape, dtype=np.float32)
     weights = np.ones(shape, dtype=np.float32)
-    values = {task.name: _values(frame[task.label], task) for task in tasks}
-    states = {name: np.where(np.isnan(v), MISSING, OBSERVED) for name, v in values.items()}
+    values: dict[str, npt.NDArray[np.float64]] = {}
+    states: dict[str, npt.NDArray[np.int64]] = {}
     for task in _parents_first(tasks):
-        if task.within is not None:
-            parent, inside = states[task.within], values[task.within] == 1
-            state = np.where((parent == OBSERVED) & inside, states[task.name], OUT_OF_SPACE)
-            states[task.name] = np.where(parent == MISSING, MISSING, state)
+        if task.within is None:
+            space = np.full(frame.height, OBSERVED)
+        else:
+            parent, positive = states[task.within], values[task.within] == 1
+            space = np.where((parent == OBSERVED) & positive, OBSERVED, OUT_OF_SPACE)
+            space[parent == MISSING] = MISSING
+        found = _values(frame[task.label], task, space == OBSERVED)
+        values[task.name] = found
+        states[task.name] = np.where((space == OBSERVED) & np.isnan(found), MISSING, space)
     for column, task in enumerate(tasks):
         observed = states[task.name] == OBSERVED
         labels[observed, column] = values[task.name][observed]
         if task.sample_weight is not None:
-            weights[:, column] = _sample_weights(frame[task.sample_weight], task)
+            read = _sample_weights(frame[task.sample_weight], task, observed)
+            weights[observed, column] = read[observed]
     stacked = np.stack([states[task.name] for task in tasks], axis=1).astype(np.uint8)
     return labels, stacked, weights
 
 
-def _values(column: pl.Series, task: Task) -> npt.NDArray[np.float64]:
+def _values(
+    column: pl.Series, task: Task, inside: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float64]:
+    """Return the labels, NaN where missing; only those inside the task's space are checked."""
     if column.dtype == pl.Null:
         return np.full(column.len(), np.nan)
     if not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
         raise EncodingError(
             f"Task {task.name!r} reads label column {column.name!r}, which must hold numbers."
-            f" Found {column.dtype}."
+            f" Found {column.dtype}. Make it 0 and 1, such as"
+            f" (pl.col({column.name!r}) == 'yes').cast(pl.Int8)."
         )
     values = column.cast(pl.Float64).to_numpy()
     rule, allowed = _domain(values, task)
-    wrong = ~(allowed | np.isnan(values))
+    wrong = inside & ~(allowed | np.isnan(values))
     if wrong.any():
         row = int(wrong.argmax())
         raise EncodingError(
@@ -90,10 +101,13 @@ def _domain(values: npt.NDArray[np.float64], task: Task) -> tuple[str, npt.NDArr
     return "finite numbers", np.abs(values) <= _LARGEST
 
 
-def _sample_weights(column: pl.Series, task: Task) -> npt.NDArray[np.float64]:
+def _sample_weights(
+    column: pl.Series, task: Task, observed: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float64]:
+    """Return the weights; only those of observed labels are checked."""
     numeric = column.dtype.is_numeric() or column.dtype == pl.Boolean
     values = column.cast(pl.Float64).to_numpy() if numeric else np.full(column.len(), np.nan)
-    wrong = ~((values >= 0) & (values <= _LARGEST))
+    wrong = observed & ~((values >= 0) & (values <= _LARGEST))
     if wrong.any():
         row = int(wrong.argmax())
         raise EncodingError(

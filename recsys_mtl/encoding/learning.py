@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,16 @@ import numpy.typing as npt
 import polars as pl
 
 from recsys_mtl.encoding.batch import FloatArray, IntArray
-from recsys_mtl.encoding.columns import count_distinct, read_ids, read_lists, read_numbers
+from recsys_mtl.encoding.columns import (
+    IdType,
+    count_distinct,
+    id_type,
+    read_ids,
+    read_lists,
+    read_numbers,
+)
 from recsys_mtl.encoding.hashing import EMPTY_ROW, NULL_ROW, NUM_RESERVED, UNKNOWN_ROW
+from recsys_mtl.errors import EncodingError
 from recsys_mtl.schema import Feature, IdFeature, ListFeature, Numeric, Schema
 
 Array = npt.NDArray[Any]
@@ -130,10 +138,30 @@ class Sample:
 
 @dataclass(frozen=True)
 class Learned:
-    """All that an encoder has learned: a bucket map per table, a scale per numeric feature."""
+    """All that an encoder has learned.
+
+    Parameters
+    ----------
+    maps
+        A bucket map per table.
+    scales
+        A scale per numeric feature.
+    families
+        What kind of ids each table was learned from; tables that saw only nulls have none.
+    """
 
     maps: dict[str, BucketMap]
     scales: dict[str, NumericScale]
+    families: dict[str, IdType] = field(default_factory=dict)
+
+    def check_family(self, feature: IdFeature, column: pl.Series) -> None:
+        """Refuse ids of another kind than the trained ones: all of them would be unknown."""
+        trained, found = self.families.get(feature.table_name), id_type(feature, column)
+        if trained is not None and found is not None and trained.family != found.family:
+            raise EncodingError(
+                f"Feature {feature.name!r} was trained on {trained}. Found {found.dtype}: cast the"
+                f" column {column.name!r}."
+            )
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return JSON values and named arrays."""
@@ -143,6 +171,7 @@ class Learned:
                 name: {"scaling": scale.scaling, "mean": scale.mean, "std": scale.std}
                 for name, scale in self.scales.items()
             },
+            "families": {name: asdict(family) for name, family in self.families.items()},
         }
         arrays: dict[str, Array] = {f"buckets.{name}": m.buckets for name, m in self.maps.items()}
         return values, arrays | {f"edges.{name}": s.edges for name, s in self.scales.items()}
@@ -158,7 +187,9 @@ class Learned:
             name: NumericScale(**scale, edges=arrays[f"edges.{name}"])
             for name, scale in values["numerics"].items()
         }
-        return cls(maps, scales)
+        # Models saved before families were learned are scored unchecked.
+        found = values.get("families", {}).items()
+        return cls(maps, scales, {name: IdType(**family) for name, family in found})
 
 
 def learn(schema: Schema, samples: Sequence[tuple[Sequence[Feature], list[Sample]]]) -> Learned:
@@ -174,8 +205,25 @@ def learn(schema: Schema, samples: Sequence[tuple[Sequence[Feature], list[Sample
                 numbers = [read_numbers(p.frame[feature.source], feature.name) for p in pieces]
                 repeated = [np.repeat(x, p.uses) for x, p in zip(numbers, pieces, strict=True)]
                 scales[feature.name] = NumericScale.fit(feature, np.concatenate(repeated))
+    families = {name: _learn_family(name, members) for name, members in by_table.items()}
     maps = {name: _learn_map(schema, members) for name, members in by_table.items()}
-    return Learned(maps, scales)
+    return Learned(maps, scales, {name: f for name, f in families.items() if f is not None})
+
+
+def _learn_family(table: str, members: Sequence[tuple[IdFeature, Sample]]) -> IdType | None:
+    """Learn what kind of ids one table holds; all the features that share it must agree."""
+    first: tuple[IdFeature, IdType] | None = None
+    for feature, piece in members:
+        found = id_type(feature, piece.frame[feature.source])
+        if found is None:
+            continue
+        first = first or (feature, found)
+        if first[1].family != found.family:
+            raise EncodingError(
+                f"Features of table {table!r} must hold one kind of ids. Found {first[1]} in"
+                f" {first[0].name!r} and {found} in {feature.name!r}: cast one of the columns."
+            )
+    return None if first is None else first[1]
 
 
 def _learn_map(schema: Schema, members: Sequence[tuple[IdFeature, Sample]]) -> BucketMap:

@@ -13,6 +13,7 @@ from recsys_mtl.errors import EncodingError
 ABSENT = -1
 """Row number of a user or item that its side table does not hold."""
 
+_FLOAT_KEYS = 2**53
 _TEXTS = (pl.String, pl.Categorical, pl.Enum)
 
 
@@ -34,7 +35,11 @@ class KeyIndex:
     """
 
     def __init__(self, table: pl.Series) -> None:
-        self._table = table.cast(pl.String) if table.dtype in _TEXTS else table
+        if table.dtype in _TEXTS:
+            table = table.cast(pl.String)
+        elif table.dtype.is_float() and _is_whole(table):
+            table = table.cast(pl.Int64)
+        self._table = table
 
     def locate(self, keys: pl.Series) -> npt.NDArray[np.int64]:
         """Find each key's row in the side table.
@@ -53,7 +58,8 @@ class KeyIndex:
         ------
         EncodingError
             If the keys are of another type than the table's. Integers of all widths are one type,
-            and so are strings and categories.
+            and so are strings and categories. Floats are taken for the integers they hold, as
+            pandas makes floats of integers with a null; NaN is null.
         """
         if pl.Null in (keys.dtype, self._table.dtype):
             return np.full(len(keys), ABSENT, dtype=np.int64)
@@ -63,6 +69,15 @@ class KeyIndex:
     def _alike(self, keys: pl.Series) -> pl.Series:
         """Return the keys in the table's type, null where that type cannot hold them."""
         ours, theirs = self._table.dtype, keys.dtype
+        if ours.is_integer() and theirs.is_float():
+            keys = keys.fill_nan(None)
+            if not _is_whole(keys):
+                raise EncodingError(
+                    f"Key {keys.name!r} must hold whole numbers below 2**53 to be found among the"
+                    f" side table's {ours}. Found {_first_broken(keys)!r} in the interactions'"
+                    f" {theirs}: cast it to an integer before it passes through a float."
+                )
+            return keys.cast(pl.Int64).cast(ours, strict=False)
         texts = ours == pl.String and theirs in _TEXTS
         if not (ours == theirs or texts or (ours.is_integer() and theirs.is_integer())):
             raise EncodingError(
@@ -86,3 +101,17 @@ class KeyIndex:
         table = pl.DataFrame({"key": self._table}).with_row_index("row")
         joined = pl.DataFrame({"key": keys}).join(table, "key", "left", maintain_order="left")
         return joined["row"].cast(pl.Int64).fill_null(ABSENT).to_numpy(writable=True)
+
+
+def _is_whole(column: pl.Series) -> bool:
+    """Tell whether all known floats are integers that a float can hold exactly."""
+    return bool(_whole(column).all())
+
+
+def _first_broken(column: pl.Series) -> float:
+    return float(column.filter(~_whole(column).fill_null(True))[0])
+
+
+def _whole(column: pl.Series) -> pl.Series:
+    # NaN and infinity are not below the bound, so they are not whole.
+    return (column.abs() < _FLOAT_KEYS) & (column.floor() == column) & column.is_not_nan()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _POSITION = "__position__"
+_TEXTS = (pl.String, pl.Categorical, pl.Enum)
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,11 @@ class SideTable:
         wanted = list(dict.fromkeys((key, *columns)))
         require(self.columns, wanted, f"{self.name} table")
         frame = _collect(self.source.select(wanted), f"{self.name} table", self.paths)
-        if frame[key].null_count():
+        # pandas makes floats of integer keys with a null, and NaN of the null.
+        nulls = frame.select(pl.col(key).is_null() | _is_nan(frame[key])).to_series().sum()
+        if nulls:
             raise EncodingError(
-                f"Column {key!r} of the {self.name} table must name every row."
-                f" Found {frame[key].null_count()} nulls."
+                f"Column {key!r} of the {self.name} table must name every row. Found {nulls} nulls."
             )
         if frame[key].n_unique() < frame.height:
             twice = frame[key].filter(frame[key].is_duplicated())
@@ -76,11 +78,24 @@ class Rows:
         """Columns of the interactions."""
         return self.interactions.collect_schema().names()
 
-    def filter(self, *predicates: pl.Expr) -> Self:
-        """Keep the interactions for which all polars expressions are true, lazily.
+    def filter(self, *conditions: pl.Expr | str) -> Self:
+        """Keep the interactions for which all conditions are true, lazily.
 
         A pandas frame is filtered at once, so that its index stays with its rows.
+
+        Parameters
+        ----------
+        conditions
+            Polars expressions, or SQL conditions such as ``"split = 'test' and price > 1"``.
+
+        Raises
+        ------
+        TypeError
+            If a condition is neither.
+        EncodingError
+            If the interactions lack a column, or a string is no SQL condition.
         """
+        predicates = [_predicate(condition) for condition in conditions]
         used = {name for predicate in predicates for name in predicate.meta.root_names()}
         require(self.columns, sorted(used), "interactions (filters see their columns only)")
         if self.index is None:
@@ -92,13 +107,16 @@ class Rows:
 
     def concat(self, other: Rows) -> Rows:
         """Return these interactions followed by the other's; both must have the same side tables."""
-        for mine, its in ((self.users, other.users), (self.items, other.items)):
-            if mine is not its and (mine is None or its is None or mine.source is not its.source):
+        for one, two in ((self.users, other.users), (self.items, other.items)):
+            if one is not two and (one is None or two is None or one.source is not two.source):
                 raise ValueError(
                     "Rows can be joined only if they share their users and items tables."
                     " Filter both from one scan()."
                 )
         shared = [name for name in self.columns if name in set(other.columns)]
+        mine, its = self.interactions.collect_schema(), other.interactions.collect_schema()
+        for name in shared:
+            _check_joinable(name, mine[name], its[name])
         return replace(
             self,
             interactions=pl.concat(
@@ -177,14 +195,46 @@ def _side_table(table: Any, name: str) -> SideTable:
     return SideTable(lazy_frame(table, what=f"{name} table"), name, _files(table))
 
 
-def require(columns: Sequence[str], wanted: Sequence[str], where: str) -> None:
-    """Raise an `EncodingError` that names the columns a table lacks."""
+def require(
+    columns: Sequence[str], wanted: Sequence[str], where: str, remedy: str | None = None
+) -> None:
+    """Raise an `EncodingError` that names the columns a table lacks, and the remedy if there is one."""
     missing = [name for name in wanted if name not in set(columns)]
     if missing:
         raise EncodingError(
             f"The {where} must have column {missing[0]!r}"
             f"{f' and {len(missing) - 1} more: {missing[1:]}' if missing[1:] else ''}."
-            f" Columns found: {list(columns)}."
+            f" Columns found: {list(columns)}.{'' if remedy is None else f' {remedy}'}"
+        )
+
+
+def _is_nan(column: pl.Series) -> pl.Expr:
+    return pl.col(column.name).is_nan() if column.dtype.is_float() else pl.lit(False)
+
+
+def _predicate(condition: Any) -> pl.Expr:
+    if isinstance(condition, pl.Expr):
+        return condition
+    if not isinstance(condition, str):
+        raise TypeError(
+            "A filter must be a polars expression, such as pl.col('split') == 'test', or a SQL"
+            f" condition, such as \"split = 'test'\". Found {type(condition).__name__}."
+        )
+    try:
+        return pl.sql_expr(condition)
+    except pl.exceptions.PolarsError as error:
+        raise EncodingError(
+            f"A filter must be a SQL condition, such as \"split = 'test'\"."
+            f" Found {condition!r}: {error}."
+        ) from error
+
+
+def _check_joinable(name: str, mine: pl.DataType, its: pl.DataType) -> None:
+    """Refuse text beside another type: polars would make strings of ids, which are other ids."""
+    if pl.Null not in (mine, its) and (mine in _TEXTS) != (its in _TEXTS):
+        raise EncodingError(
+            f"Column {name!r} must have one type in all rows that are joined. Found {mine} and"
+            f" {its}: cast one of them."
         )
 
 

@@ -88,7 +88,8 @@ class ListFeature(IdFeature):
     Parameters
     ----------
     separator
-        If given, the column holds strings that are split at it; empty pieces are dropped.
+        If given, the column holds strings that are split at it. White space around a piece is no
+        part of it, so ``"a, b"`` split at ``","`` holds the id ``"b"``; empty pieces are dropped.
     max_length
         Ids kept per row; None keeps all.
     """

@@ -18,6 +18,8 @@ _log = logging.getLogger(__name__)
 
 _SAMPLE_ROWS = 200_000
 _MAX_CODES = 64
+_OUTCOMES = ("label_", "oracle_")
+_SPLIT = "split"
 _SEPARATORS = ("|", ",", ";")
 _JOINED_SHARE = 0.1
 _TEXTS = (pl.String, pl.Categorical, pl.Enum)
@@ -45,6 +47,11 @@ def propose(
     exclude: Iterable[str],
 ) -> Proposal:
     """Propose features and tasks; see `Schema.infer`. Reads the first 200,000 rows of each table."""
+    for name, names in (("tasks", tasks), ("exclude", exclude)):
+        if isinstance(names, str | Task):
+            raise SchemaError(
+                f"{name} must be a list of names. Found {names!r}: write [{names!r}]."
+            )
     frame = _sample(table, "interactions")
     given = [user, item, *(task for task in tasks if isinstance(task, str))]
     lacking = [name for name in given if name is not None and name not in frame.columns]
@@ -68,6 +75,10 @@ def propose(
     )
     skip = {*left_out, *(task.label for task in found), *(k for k in (user, item) if k is not None)}
     skip |= {task.sample_weight for task in found if task.sample_weight is not None}
+    outcomes = [c for c in sorted(known - skip) if c == _SPLIT or c.startswith(_OUTCOMES)]
+    if outcomes:
+        _log.info("columns left out, outcomes that a model must not see: %s", outcomes)
+    skip.update(outcomes)
     sides = _side_features(frame, {"user": user, "item": item}, own, skip)
     return Proposal(tuple(sides["user"]), tuple(sides["item"]), tuple(sides[None]), found)
 
@@ -109,7 +120,10 @@ def _sample(table: Any, what: str) -> pl.DataFrame:
 
 def _task(column: pl.Series, user: str | None, item: str | None) -> Task:
     if not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
-        raise SchemaError(f"Label column {column.name!r} must hold numbers. Found {column.dtype}.")
+        raise SchemaError(
+            f"Label column {column.name!r} must hold numbers. Found {column.dtype}. Make it 0 and 1,"
+            f" such as (pl.col({column.name!r}) == 'yes').cast(pl.Int8)."
+        )
     short = column.name.removeprefix("label_")
     name = column.name if short in {user, item} else short
     values = set(column.drop_nulls().drop_nans().unique().cast(pl.Float64))
@@ -183,7 +197,7 @@ def _separator(column: pl.Series) -> str | None:
     for separator in _SEPARATORS:
         if known.str.contains(separator, literal=True).sum() <= _JOINED_SHARE * known.len():
             continue
-        pieces = distinct.str.split(separator).explode()
+        pieces = distinct.str.split(separator).explode().str.strip_chars()
         if pieces.n_unique() < distinct.len():
             return separator
     return None

@@ -135,7 +135,8 @@ class Schema(Spec):
         Schema
             Strings, dates, booleans, integers with up to 64 values and columns named like an id become
             `Categorical`, other numbers `Numeric`, lists of ids and separator-joined strings `Bag`,
-            lists of floats of one length `Vector`. Constant columns and times are left out. In a
+            lists of floats of one length `Vector`. Constant columns and times are left out, and
+            so are ``split`` and columns that start with ``label_`` or ``oracle_``: outcomes. In a
             flat table a column that never varies within a user (item) is put on that side. A column
             that a side table has is read from there; where both have it, the item's feature is named
             ``item_...``.

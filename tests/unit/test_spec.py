@@ -227,3 +227,9 @@ def test_a_kind_belongs_to_one_class():
 def test_json_of_a_spec_holds_no_nan():
     with pytest.raises(SchemaError, match=r"^Binary\.weight: "):
         Binary("a", label="y", weight=float("nan"))
+
+
+@pytest.mark.parametrize("text", ["", "{", "{'name': 1}"])
+def test_text_that_is_no_json_is_refused(text: str):
+    with pytest.raises(SchemaError, match=r"^Schema must be given as JSON.* Found .*line 1 column"):
+        Schema.from_json(text)

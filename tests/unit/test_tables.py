@@ -69,6 +69,25 @@ def test_mixed_column_is_refused():
         lazy_frame(pd.DataFrame({"x": [1, "a"]}), what="items table")
 
 
+@pytest.mark.parametrize(
+    "mixed",
+    [[1, "a"], ["a", 1], [1.5, "a"], [True, "a"], [1, [1]], [2**70, 1], [object(), 1]],
+)
+def test_mixed_column_of_pandas_is_named(mixed: Any):
+    table = pd.DataFrame({"sound": [1, 2], "mixed": mixed, "word": ["a", "b"]})
+    with pytest.raises(EncodingError, match=r"items table must .* Column 'mixed' does not: "):
+        lazy_frame(table, what="items table")
+
+
+def test_two_pandas_columns_of_one_name_are_refused():
+    for names in (["x", "y", "x"], [1, "a", "1"]):
+        table = pd.DataFrame([[1, 2, 3]], columns=names)
+        with pytest.raises(
+            EncodingError, match=rf"names of the table must be unique. Found '{names[2]}' more"
+        ):
+            lazy_frame(table)
+
+
 @pytest.mark.parametrize("name", ["absent.parquet", "absent*.parquet", "cut.parquet"])
 def test_missing_or_cut_file_is_named(tmp_path: Path, file: Path, name: str):
     content = file.read_bytes()

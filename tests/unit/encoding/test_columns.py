@@ -90,6 +90,14 @@ def test_empty_pieces_of_joined_strings_are_dropped():
 
 def test_separator_is_taken_literally_and_may_be_long():
     assert read(Bag("x", separator="."), ["a.b"]) == weighed([["a", "b"]], mean)
+    assert read(Bag("x", separator=" and "), ["a and b,c"]) == weighed([["a", "b,c"]], mean)
+
+
+def test_white_space_around_pieces_is_no_part_of_them():
+    values = ["a, b", " b,\ta b\n", " , ", "a,b"]
+    expected = weighed([["a", "b"], ["b", "a b"], [], ["a", "b"]], mean)
+    assert read(Bag("x", separator=","), values) == expected
+    assert count_distinct(pl.DataFrame({"x": values}), Bag("x", separator=",")) == 3
     assert read(Bag("x", separator=", "), ["a, b,c"]) == weighed([["a", "b,c"]], mean)
 
 

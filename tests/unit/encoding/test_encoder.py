@@ -1,5 +1,8 @@
 """What an encoder learns and gives, against a plain Python account of the same rules."""
 
+import itertools
+import json
+import re
 from collections import Counter
 from typing import Any
 
@@ -10,13 +13,16 @@ import xxhash
 
 from recsys_mtl.encoding import EMPTY_ROW, NULL_ROW, UNKNOWN_ROW, Batch, Encoder, TableSize
 from recsys_mtl.errors import EncodingError, NotFittedError
+from recsys_mtl.reading import scan
 from recsys_mtl.schema import (
+    Bag,
     Binary,
     Categorical,
     Feature,
     History,
     Numeric,
     Schema,
+    Side,
 )
 
 CTR = Binary("ctr", label="click")
@@ -105,9 +111,104 @@ def test_large_ids_stay_distinct_and_are_int64():
     assert ids(encoder.encode(table(x=[2**24 + 2, 2**63 - 2, 2**31 + 1]))) == [UNKNOWN_ROW] * 3
 
 
-def test_integer_and_its_digits_are_different_values():
-    encoder = Encoder(plain(Categorical("x", num_buckets=2**20))).fit(table(x=[5, 6]))
-    assert ids(encoder.encode(table(x=["5", "6"]))) == [UNKNOWN_ROW] * 2
+NUMBERS = [pl.Series([5, 6]), pl.Series([5.0, None]), pl.Series([True, False])]
+TEXT = [pl.Series(["5", "6"]), pl.Series(["5", "6"], dtype=pl.Categorical), pl.Series([b"5", b"6"])]
+
+
+@pytest.mark.parametrize("trained", NUMBERS, ids=str)
+@pytest.mark.parametrize("scored", TEXT, ids=str)
+def test_ids_of_another_kind_than_the_trained_ones_are_refused(
+    trained: pl.Series, scored: pl.Series
+):
+    """5 and "5" are different values, so that every row would silently be unknown."""
+    feature = Categorical("x", num_buckets=2**20)
+    text = f"Feature 'x' was trained on numbers ({trained.dtype}). Found {scored.dtype}: cast the"
+    with pytest.raises(EncodingError, match=re.escape(text)):
+        Encoder(plain(feature)).fit(table(x=trained)).encode(table(x=scored))
+    text = f"Feature 'x' was trained on text ({scored.dtype}). Found {trained.dtype}: cast the"
+    with pytest.raises(EncodingError, match=re.escape(text)):
+        Encoder(plain(feature)).fit(table(x=scored)).encode(table(x=trained))
+
+
+@pytest.mark.parametrize("kind", [NUMBERS, TEXT])
+def test_ids_of_one_kind_may_change_their_type(kind: list[pl.Series]):
+    for trained, scored in itertools.permutations(kind, 2):
+        Encoder(plain(Categorical("x"))).fit(table(x=trained)).encode(table(x=scored))
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        [None, None],
+        pl.Series([None, None], dtype=pl.String),
+        pl.Series([None, None], dtype=pl.Int64),
+        [float("nan"), None],
+    ],
+    ids=str,
+)
+def test_columns_without_values_are_of_no_kind(nothing: Any):
+    for values in ([5, 6], ["a", "b"]):
+        encoder = Encoder(plain(Categorical("x"))).fit(table(x=values))
+        assert ids(encoder.encode(table(x=nothing))) == [NULL_ROW] * 2
+        Encoder(plain(Categorical("x"))).fit(table(x=nothing)).encode(table(x=values))
+
+
+@pytest.mark.parametrize(
+    ("feature", "trained", "scored", "found"),
+    [
+        (Bag("x"), [[1], [2]], [["1"], []], "List(String)"),
+        (Bag("x"), [["1"], None], [[1], []], "List(Int64)"),
+        (Bag("x", separator="|"), ["1|2", "3"], None, None),
+    ],
+)
+def test_lists_are_of_the_kind_of_their_ids(feature: Any, trained: Any, scored: Any, found: Any):
+    encoder = Encoder(plain(feature)).fit(table(x=trained))
+    encoder.encode(table(x=[[], []] if feature.separator is None else [None, None]))
+    if found is not None:
+        with pytest.raises(EncodingError, match=f"was trained on .*Found {re.escape(found)}: cast"):
+            encoder.encode(table(x=scored))
+
+
+def test_features_of_one_table_must_hold_one_kind_of_ids():
+    schema = plain(Categorical("x"), Bag("seen", table="x", separator="|"))
+    with pytest.raises(EncodingError) as error:
+        Encoder(schema).fit(table(x=[1, 2], seen=["1|2", "2"]))
+    assert str(error.value) == (
+        "Features of table 'x' must hold one kind of ids. Found numbers (Int64) in 'x' and text"
+        " (String) in 'seen': cast one of the columns."
+    )
+    Encoder(schema).fit(table(x=["1", "2"], seen=["1|2", "2"]))
+
+
+def test_kind_of_ids_survives_saving():
+    schema = plain(Categorical("x"))
+    values, arrays = Encoder(schema).fit(table(x=[1, 2])).state()
+    loaded = Encoder.from_state(schema, json.loads(json.dumps(values)), arrays)
+    assert values["families"] == {"x": {"family": "numbers", "dtype": "Int64"}}
+    with pytest.raises(EncodingError, match="was trained on numbers"):
+        loaded.encode(table(x=["1", "2"]))
+    del values["families"]  # as in models of older versions
+    assert ids(Encoder.from_state(schema, values, arrays).encode(table(x=["1", "2"]))) == [1, 1]
+
+
+def test_missing_column_of_a_side_tells_how_to_give_its_table():
+    schema = Schema(
+        user=Side("user_id", features=[Categorical("user_id"), Categorical("city")]), tasks=[CTR]
+    )
+    rows, users = table(user_id=[1, 2]), pl.DataFrame({"user_id": [1, 2], "city": ["a", "b"]})
+    text = (
+        "The interactions must have column 'city'. Columns found: ['user_id', 'click']. They are"
+        " features of the user: give its table, scan(..., users=...), or join the columns."
+    )
+    with pytest.raises(EncodingError) as error:
+        Encoder(schema).fit(rows)
+    assert str(error.value) == text
+    encoder = Encoder(schema).fit(scan(rows, users=users))
+    with pytest.raises(EncodingError) as error:
+        encoder.encode(rows)
+    assert str(error.value) == text
+    with pytest.raises(EncodingError, match=r"must have column 'user_id'.*'city'\]\.$"):
+        encoder.encode(rows.rename({"user_id": "uid"}).with_columns(city=pl.lit("a")))
 
 
 @pytest.mark.parametrize("dtype", TEXTS)

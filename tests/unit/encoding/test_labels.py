@@ -77,8 +77,12 @@ def test_bound_is_met_in_the_columns_own_precision():
 
 @pytest.mark.parametrize("values", [["1", "0"], [[1], [0]]])
 def test_label_that_is_no_number_is_refused_by_type(values: Any):
-    with pytest.raises(EncodingError, match="'click' reads label column 'click', which must hold"):
+    with pytest.raises(
+        EncodingError, match="'click' reads label column 'click', which must hold"
+    ) as error:
         read(CLICK, values)
+    remedy = "Make it 0 and 1, such as (pl.col('click') == 'yes').cast(pl.Int8)."
+    assert str(error.value).endswith(remedy)
 
 
 def test_child_is_in_space_where_its_parent_is_positive():
@@ -117,17 +121,25 @@ def test_space_of_a_chain_needs_every_link():
         assert found == expected
 
 
-def test_label_out_of_space_is_still_checked():
-    tasks = [CLICK, Regression("stars", label="stars", bounds=(1, 5), within="click")]
-    with pytest.raises(EncodingError, match="Found 9 in row 1"):
-        read_labels(pl.DataFrame({"click": [1, 0], "stars": [3, 9]}), tasks)
+def test_label_out_of_space_is_not_looked_at():
+    stars = Regression("stars", label="stars", bounds=(1, 5), within="click", sample_weight="w")
+    tasks = [stars, CLICK]
+    frame = pl.DataFrame({"click": [0, None, 1], "stars": [-1, 9, 3], "w": [-1.0, None, 0.5]})
+    labels, states, weights = read_labels(frame, tasks)
+    assert labels[:, 0].tolist() == [0, 0, 3]
+    assert states[:, 0].tolist() == [OUT_OF_SPACE, MISSING, OBSERVED]
+    assert weights[:, 0].tolist() == [1, 1, 0.5]
+    with pytest.raises(EncodingError, match=r"Found -1 in row 2 \(1 such rows\)"):
+        read_labels(frame.with_columns(stars=pl.Series([-1, 9, -1])), tasks)
+    with pytest.raises(EncodingError, match=r"Found -1.0 in row 2"):
+        read_labels(frame.with_columns(w=pl.Series([-1.0, None, -1.0])), tasks)
 
 
 def test_sample_weights_are_ones_unless_a_column_holds_them():
     tasks = [CLICK, Binary("like", label="like", sample_weight="w")]
     frame = pl.DataFrame({"click": [1, 0], "like": [0, None], "w": [0.5, 0.0]})
-    assert read_labels(frame, tasks)[2].tolist() == [[1, 0.5], [1, 0]]
-    heavy = frame.with_columns(w=pl.Series([True, False]))
+    assert read_labels(frame, tasks)[2].tolist() == [[1, 0.5], [1, 1]]
+    heavy = frame.with_columns(like=pl.Series([0, 1]), w=pl.Series([True, False]))
     assert read_labels(heavy, tasks)[2][:, 1].tolist() == [1, 0]
 
 

@@ -85,10 +85,37 @@ def test_keys_without_a_type_and_tables_without_rows_are_absent():
     [
         ([1], ["1"], "interactions hold Int64, the side table String"),
         (["1"], [1], "interactions hold String, the side table Int64"),
-        ([1.0], [1], "interactions hold Float64, the side table Int64"),
+        ([1.0], ["1"], "interactions hold Float64, the side table String"),
+        ([1], [1.5], "interactions hold Int64, the side table Float64"),
         ([True], [1], "interactions hold Boolean, the side table Int64"),
     ],
 )
 def test_keys_of_another_type_are_refused(keys: list[object], table: list[object], text: str):
     with pytest.raises(EncodingError, match=f"Key 'user_id' must have one type.*{re.escape(text)}"):
         KeyIndex(pl.Series("user_id", table)).locate(pl.Series("user_id", keys))
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_floats_that_pandas_made_of_integers_meet_integers(dtype: pl.DataType):
+    floats = pl.Series([7.0, float("nan"), 300.0, 5.0, None])
+    whole, table = pl.Series([7, None, 300, 5, None]), pl.Series([300, 12, 7], dtype=dtype)
+    check(whole, table)
+    for many in (1, 4):
+        found = KeyIndex(table).locate(pl.concat([floats] * many))
+        assert found.tolist() == expected(whole, table) * many
+    for keys in (table, table.cast(pl.Float64)):
+        found = KeyIndex(pl.Series([5.0, 300.0, 7.0, 2.0**53 - 1])).locate(keys)
+        assert found.tolist() == [1, ABSENT, 2]
+
+
+def test_float_outside_the_tables_type_is_absent():
+    keys = pl.Series([-1.0, 300.0, 5.0])
+    assert KeyIndex(pl.Series([255, 44, 5], dtype=pl.UInt8)).locate(keys).tolist() == [-1, -1, 2]
+
+
+@pytest.mark.parametrize("wrong", [1.5, 2.0**53, -(2.0**53), float("inf")])
+def test_float_that_is_no_integer_key_is_named(wrong: float):
+    keys = pl.Series("user_id", [1.0, None, float("nan"), wrong])
+    text = f"Key 'user_id' must hold whole numbers below 2**53 .* Found {wrong!r} in"
+    with pytest.raises(EncodingError, match=text.replace("**", r"\*\*").replace("+", r"\+")):
+        KeyIndex(pl.Series([1, 2])).locate(keys)

@@ -192,6 +192,54 @@ def test_concat_keeps_the_shared_columns_and_widens_numbers():
     assert joined.frame(["user_id"])["user_id"].to_list() == TABLE["user_id"].to_list() * 2
 
 
+def test_concat_of_text_and_numbers_is_refused():
+    rows = scan(TABLE)
+    for dtype in (pl.String, pl.Categorical):
+        texts = scan(TABLE.with_columns(pl.col("user_id").cast(pl.String).cast(dtype)))
+        for one, other in ((rows, texts), (texts, rows)):
+            with pytest.raises(EncodingError, match=r"'user_id' must have one type.*: cast one of"):
+                one.concat(other)
+    nothing = scan(TABLE.with_columns(user_id=pl.lit(None), word=pl.lit(None)))
+    assert rows.concat(nothing).frame(["word"])["word"].to_list()[:2] == ["a", None]
+
+
+def test_concat_of_text_and_numbers_names_both_types():
+    with pytest.raises(EncodingError) as error:
+        scan(TABLE).concat(scan(TABLE.cast({"user_id": pl.String})))
+    assert str(error.value) == (
+        "Column 'user_id' must have one type in all rows that are joined. Found Int64 and String:"
+        " cast one of them."
+    )
+
+
+def test_filter_takes_sql_conditions():
+    rows = scan(TABLE).filter("price > 0 AND word = 'a'", pl.col("click") == 1)
+    assert rows.frame(["user_id"])["user_id"].to_list() == [3]
+    with pytest.raises(EncodingError, match=r"filters see their columns only.*'city'"):
+        scan(TABLE).filter("city = 'p'")
+    with pytest.raises(EncodingError, match=r"must be a SQL condition.* Found 'price >':"):
+        scan(TABLE).filter("price >")
+
+
+@pytest.mark.parametrize("condition", [True, pl.Series([True] * 6), lambda row: row, None])
+def test_filter_of_anything_else_is_refused(condition: Any):
+    name = type(condition).__name__
+    with pytest.raises(TypeError, match=f"polars expression.*SQL condition.* Found {name}"):
+        scan(TABLE).filter(condition)
+
+
+def test_pandas_ids_with_a_null_find_their_side_rows():
+    table = pd.DataFrame({"user_id": [1, None, 3], "click": [0, 1, 0]})
+    batch = encode_star(USERS, table)
+    assert batch.absent == {"user": 1}
+    flat = encode_star(USERS, pl.DataFrame({"user_id": [1, None, 3], "click": [0, 1, 0]}))
+    np.testing.assert_array_equal(batch.parts[0].rows, flat.parts[0].rows)
+    np.testing.assert_array_equal(batch.parts[0].block.ids, flat.parts[0].block.ids)
+    floats = USERS.with_columns(user_id=pl.Series([1.0, float("nan"), 3.0]))
+    with pytest.raises(EncodingError, match=r"'user_id' of the users table .* Found 1 nulls"):
+        encode_star(floats)
+
+
 def test_concat_of_rows_with_different_side_tables_is_refused():
     for other in (scan(TABLE), scan(TABLE, users=USERS.clone()), scan(TABLE, items=USERS)):
         with pytest.raises(ValueError, match="share their users and items tables"):
@@ -237,7 +285,7 @@ def test_damaged_side_table_is_named_with_its_file(tmp_path: Path):
     assert str(error.value).startswith(text)
 
 
-def encode_star(users: pl.DataFrame, rows: pl.DataFrame = TABLE):
+def encode_star(users: pl.DataFrame, rows: Any = TABLE):
     return Encoder(STAR).fit_encode(scan(rows, users=users))
 
 

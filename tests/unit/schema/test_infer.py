@@ -190,12 +190,39 @@ def test_excluded_columns_are_no_features():
     assert "hour" not in {feature.name for feature in schema.features}
 
 
+def test_outcomes_and_the_split_are_never_proposed(caplog: pytest.LogCaptureFixture):
+    outcomes = {"split": ["train", "test"] * 200, "oracle_ctr": [0.5, 0.25] * 200}
+    users = pl.DataFrame({"user_id": range(20), "age": range(20), "label_churn": [0, 1] * 10})
+    with caplog.at_level("INFO"):
+        schema = Schema.infer(
+            impressions().with_columns(**{name: pl.Series(x) for name, x in outcomes.items()}),
+            user="user_id",
+            tasks=["click"],
+            users=users,
+        )
+    read = {column for feature in schema.features for column in feature.columns}
+    assert read == {"user_id", "age", "item_id", "city", "price", "hour"}
+    assert "['label_churn', 'label_rating', 'oracle_ctr', 'split']" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{"tasks": "click"}, {"tasks": ["click"], "exclude": "hour"}])
+def test_one_name_is_no_list_of_names(options: dict[str, Any]):
+    name, given = next((k, v) for k, v in options.items() if isinstance(v, str))
+    with pytest.raises(SchemaError, match=f"^{name} must be a list of names. Found '{given}'"):
+        Schema.infer(impressions(), **options)
+
+
+def test_pieces_of_joined_strings_are_compared_without_white_space():
+    values = ["a, b", "b, a", "a,b", "b,a"]
+    assert inferred({"x": values}) == {"x": Bag("x", separator=",")}
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
         ({"tasks": ["clicks"]}, "must have column 'clicks'. Columns found:"),
         ({"tasks": ["click"], "user": "uid"}, "must have column 'uid'"),
-        ({"tasks": ["city"]}, "Label column 'city' must hold numbers. Found String"),
+        ({"tasks": ["city"]}, "Label column 'city' must hold numbers. Found String. Make it 0 and 1, such as (pl.col('city') == 'yes').cast(pl.Int8)."),
         ({"tasks": ["click"], "exclude": ["hours"]}, "exclude must name columns of the tables. Found 'hours'"),
     ],
 )  # fmt: skip
