@@ -1,28 +1,14 @@
 """The README's first screen, word for word."""
 
 import math
+import re
+from pathlib import Path
 
 import polars as pl
 import pytest
 
-FIRST_SCREEN = """
-from recsys_mtl import Bag, Binary, Categorical, MMoE, MultiTaskRanker, Numeric, Regression, Schema, Side, load, scan
-import polars as pl
-
-schema = Schema(
-    user=Side(key="user_id", features=[Categorical("user_id"), Categorical("city"), Numeric("register_days")]),
-    item=Side(key="item_id", features=[Categorical("item_id"), Bag("tags", separator=",")]),
-    context=[Categorical("hour"), Numeric("duration_ms")],
-    tasks=[Binary("interest", label="label_interest"), Binary("ctr", label="label_ctr"), Regression("rating", label="label_rating")],
-)
-rows = scan("interactions.parquet", users="users.parquet", items="items.parquet")
-train, valid, test = (rows.filter(pl.col("split") == s) for s in ("train", "valid", "test"))
-ranker = MultiTaskRanker(schema, sharing=MMoE(num_experts=8, expert_dims=(256, 128)), embedding_dim=16, batch_size=4096,
-                         max_epochs=5, random_state=0).fit(train, valid=valid)
-print(ranker.evaluate(test))              # .to_frame(): polars, one row per task and metric: task, metric, value, rows
-scores = ranker.predict(test)             # user_id, item_id, interest, ctr, rating
-ranker.save("model"); load("model").predict(test)
-"""
+README = Path(__file__).parents[2] / "README.md"
+FIRST_SCREEN = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)[0]
 
 
 @pytest.fixture(scope="module")
