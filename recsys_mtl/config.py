@@ -187,7 +187,9 @@ def check_labels(rows: Rows, schema: Schema, *, path: str) -> None:
     """
     labels = rows.frame(schema.label_columns)
     if labels.is_empty():
-        raise EncodingError(f"{path} must select rows. Found none.")
+        raise EncodingError(
+            f"{path} must select rows. Found none: an empty table, or a condition never true."
+        )
     read_labels(labels, schema.tasks)
 
 
