@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -152,7 +152,7 @@ class Learned:
 
     maps: dict[str, BucketMap]
     scales: dict[str, NumericScale]
-    families: dict[str, IdType] = field(default_factory=dict)
+    families: dict[str, IdType]
 
     def check_family(self, feature: IdFeature, column: pl.Series) -> None:
         """Refuse ids of another kind than the trained ones: all of them would be unknown."""
@@ -187,9 +187,8 @@ class Learned:
             name: NumericScale(**scale, edges=arrays[f"edges.{name}"])
             for name, scale in values["numerics"].items()
         }
-        # Models saved before families were learned are scored unchecked.
-        found = values.get("families", {}).items()
-        return cls(maps, scales, {name: IdType(**family) for name, family in found})
+        families = {name: IdType(**family) for name, family in values["families"].items()}
+        return cls(maps, scales, families)
 
 
 def learn(schema: Schema, samples: Sequence[tuple[Sequence[Feature], list[Sample]]]) -> Learned:
