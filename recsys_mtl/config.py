@@ -168,7 +168,7 @@ def where(rows: Rows, condition: str, *, path: str) -> Rows:
         If it is no SQL, reads a column that is not there or compares different types.
     """
     try:
-        filtered = rows.filter(pl.sql_expr(condition))
+        filtered = rows.filter(condition)
         pl.DataFrame(schema=rows.interactions.collect_schema()).filter(pl.sql_expr(condition))
     except (pl.exceptions.PolarsError, ValueError) as error:
         raise SchemaError(

@@ -141,7 +141,7 @@ def _build(cls: type[T], data: Mapping[str, Any], path: str) -> T:
         for key, value in data.items()
         if key != "kind"
     }
-    known = {field.name for field in dataclasses.fields(made) if field.init}  # type: ignore[arg-type]
+    known = {field.name for field in dataclasses.fields(made) if field.init}  # type: ignore[arg-type] # made by `spec`
     unknown = sorted(set(values) - known)
     if unknown:
         place = f"{path}.{unknown[0]}" if path else unknown[0]
