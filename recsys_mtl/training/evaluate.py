@@ -17,20 +17,28 @@ from recsys_mtl.training.losses import task_losses
 
 def evaluate_rows(model: MultiTaskModel, schema: Schema, batch: Batch, rows: RowTensors) -> Report:
     """Measure every task on its observed rows; grouped metrics are grouped by user."""
+    return evaluate_logits(model, schema, batch, predict_logits(model, rows))
+
+
+@torch.inference_mode()
+def evaluate_logits(
+    model: MultiTaskModel, schema: Schema, batch: Batch, logits_BZ: Tensor
+) -> Report:
+    """Measure every task from the logits that `predict_logits` gave for the rows."""
     if batch.labels is None or batch.states is None or batch.weights is None:
         raise ValueError("Evaluation needs rows encoded with labels.")
     groups = None if schema.user is None else _groups(batch.keys[schema.user.key])
     measurements: list[Measurement] = []
     notes: list[str] = []
     for number, (task, scores) in enumerate(
-        zip(schema.tasks, score_rows(model, rows), strict=True)
+        zip(schema.tasks, model.outputs(logits_BZ), strict=True)
     ):
         found, said = measure_task(
             task.name,
             task.kind,  # type: ignore[arg-type] # the kinds of tasks are those of measure_task
             labels=batch.labels[:, number],
             observed=batch.states[:, number] == OBSERVED,
-            scores=scores.numpy(),
+            scores=scores.cpu().numpy(),
             weights=batch.weights[:, number] if task.sample_weight else None,
             groups=groups if task.kind == "binary" else None,
         )
@@ -49,9 +57,10 @@ def _groups(keys: pl.Series) -> pl.Series:
 
 
 @torch.inference_mode()
-def validation_losses(model: MultiTaskModel, schema: Schema, rows: RowTensors) -> Tensor:
-    """Return each task's loss (T,) over all rows."""
-    logits_BZ = predict_logits(model, rows)
+def validation_losses(
+    model: MultiTaskModel, schema: Schema, rows: RowTensors, logits_BZ: Tensor
+) -> Tensor:
+    """Return each task's loss (T,) over all rows, from their logits."""
     everything = torch.arange(rows.num_rows, device=rows.device)
     outputs = model.outputs
     return task_losses(

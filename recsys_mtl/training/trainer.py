@@ -22,10 +22,10 @@ from tqdm import tqdm
 from recsys_mtl.encoding import Batch
 from recsys_mtl.errors import EncodingError
 from recsys_mtl.metrics import Report
-from recsys_mtl.network import Inputs, MultiTaskModel, RowTensors, Targets
+from recsys_mtl.network import Inputs, MultiTaskModel, RowTensors, Targets, predict_logits
 from recsys_mtl.schema import Schema
 from recsys_mtl.training.config import TrainConfig, badness, monitor_parts
-from recsys_mtl.training.evaluate import evaluate_rows, validation_losses
+from recsys_mtl.training.evaluate import evaluate_logits, validation_losses
 from recsys_mtl.training.losses import task_losses
 
 _log = logging.getLogger(__name__)
@@ -197,10 +197,11 @@ class Trainer:
     def _validate(
         self, epoch: int, valid: Batch, rows: RowTensors
     ) -> tuple[dict[str, float], Report]:
-        losses_T = validation_losses(self.model, self.schema, rows)
+        logits_BZ = predict_logits(self.model, rows)
+        losses_T = validation_losses(self.model, self.schema, rows, logits_BZ)
         record = {"valid_loss": float((losses_T * self.task_weights_T.cpu()).sum())}
         _check_finite(epoch, record)
-        report = evaluate_rows(self.model, self.schema, valid, rows)
+        report = evaluate_logits(self.model, self.schema, valid, logits_BZ)
         record |= {
             f"valid.{found.task}.{found.metric}": found.value for found in report.measurements
         }

@@ -270,7 +270,7 @@ def test_the_model_trains_in_training_mode_and_is_left_in_evaluation_mode(
     modes: list[bool] = []
     model.heads.register_forward_pre_hook(lambda module, _: modes.append(module.training))
     _trainer(model, schema, max_epochs=2).fit(batch, batch if with_valid else None)
-    one_epoch = [True, False, False] if with_valid else [True]  # a step; losses; metrics
+    one_epoch = [True, False] if with_valid else [True]  # a step; one pass for losses and metrics
     assert modes == one_epoch * 2
     assert not any(part.training for part in model.modules())
 
