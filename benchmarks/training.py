@@ -306,7 +306,8 @@ def _random_batch(layout: InputLayout) -> Batch:
     rng = np.random.default_rng(0)
     num_rows = (SIZE_ROUNDS + 1) * BATCH
     size = {one.name: one.num_rows for one in layout.tables}
-    ids = np.stack([rng.integers(0, size[name], num_rows) for name in layout.id_tables], axis=1)
+    columns = [rng.integers(0, size[name], num_rows, np.int32) for name in layout.id_tables]
+    ids = np.stack(columns, axis=1)
     dense = rng.normal(size=(num_rows, layout.dense_dim)).astype(np.float32)
     labels = rng.integers(0, 2, (num_rows, 3)).astype(np.float32)
     return Batch(

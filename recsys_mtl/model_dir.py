@@ -26,7 +26,7 @@ from recsys_mtl.encoding import HASH_VERSION
 from recsys_mtl.encoding.learning import Array
 from recsys_mtl.errors import ModelDirError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _FORMAT = "recsys_mtl model"
 _MANIFEST = "manifest.json"
 _JSON = ("schema", "model", "encoder", "metrics")

@@ -17,6 +17,11 @@ from recsys_mtl.encoding.hashing import (
     NULL_ROW,
     NUM_RESERVED,
     UNKNOWN_ROW,
+    hash64,
+    hash_column,
+    hash_table,
+    table_seed,
+    warm,
 )
 
 __all__ = [
@@ -36,4 +41,9 @@ __all__ = [
     "Ragged",
     "TableSize",
     "absent_notes",
+    "hash64",
+    "hash_column",
+    "hash_table",
+    "table_seed",
+    "warm",
 ]

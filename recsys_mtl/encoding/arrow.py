@@ -5,10 +5,11 @@ unless said, and nothing outside an array's own slice is ever described.
 """
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 
 from recsys_mtl.errors import EncodingError
@@ -23,6 +24,7 @@ SIGNED: Final = 5  # integers of `width` bytes
 UNSIGNED: Final = 6
 BITS: Final = 7  # one bit each
 MILLISECONDS: Final = 8  # int64 milliseconds of a whole number of days
+NUMBERS: Final = 9  # float64, NaN where missing
 
 _VIEW_BYTES: Final = 16
 
@@ -86,6 +88,41 @@ class ListView:
     values: pa.Array | pa.ChunkedArray
     offsets: npt.NDArray[np.int64]
     valid: npt.NDArray[np.bool_] | None
+
+
+def as_arrow(column: Any) -> pa.Array | pa.ChunkedArray:
+    """Take a column of any dataframe library as Arrow, without a copy where the library allows it.
+
+    Parameters
+    ----------
+    column
+        A polars or pandas series, or an Arrow array, chunked or not.
+
+    Returns
+    -------
+    pa.Array | pa.ChunkedArray
+        The column; NaN of pandas is null.
+
+    Raises
+    ------
+    EncodingError
+        If Arrow has no one type for its values.
+    TypeError
+        If it is no column.
+    """
+    if isinstance(column, pa.Array | pa.ChunkedArray):
+        return column
+    try:
+        if isinstance(column, pl.Series):
+            return pa.chunked_array(column)  # by the capsule: strings stay views
+        if type(column).__module__.startswith("pandas"):
+            return pa.Array.from_pandas(column)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        raise EncodingError(f"Arrow has no type for the column's values: {error}") from error
+    raise TypeError(
+        "A column must be a polars or pandas series or an Arrow array."
+        f" Found {type(column).__name__}."
+    )
 
 
 def chunks_of(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import polars as pl
 
 IntArray = npt.NDArray[np.int64]
+RowArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 
 OBSERVED = 0
@@ -35,7 +36,7 @@ class Ragged:
         in here already: 1 / count.
     """
 
-    values: IntArray
+    values: RowArray
     offsets: IntArray
     weights: FloatArray
 
@@ -72,7 +73,7 @@ class Block:
         Numbers, shape (n, width).
     """
 
-    ids: IntArray
+    ids: RowArray
     lists: tuple[Ragged, ...]
     dense: FloatArray
 

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from recsys_mtl.encoding.arrow import ListView, view_lists
+from recsys_mtl.encoding.arrow import ListView, as_arrow, view_lists
 from recsys_mtl.encoding.batch import FloatArray, IntArray, Ragged
-from recsys_mtl.encoding.hashing import bucket_column, table_seed
+from recsys_mtl.encoding.hashing import table_seed
+from recsys_mtl.encoding.maps import RowMap
+from recsys_mtl.encoding.sources import (
+    Placement,
+    Source,
+    Words,
+    column_hashes,
+    id_source,
+    table_rows,
+)
 from recsys_mtl.errors import EncodingError
 from recsys_mtl.schema import Bag, IdFeature, ListFeature, Schema, Vector
+
+Result = TypeVar("Result")
 
 _TEXTS = (pl.String, pl.Categorical, pl.Enum, pl.Binary)
 _NUMBERS = (pl.Boolean, pl.Date)
@@ -64,36 +78,55 @@ def _holds_nothing(column: pl.Series) -> bool:
     return isinstance(column.dtype, pl.List) and column.list.len().sum() == 0
 
 
-def read_ids(schema: Schema, feature: IdFeature, frame: pl.DataFrame, num_buckets: int) -> IntArray:
-    """Hash a column of one id per row: a reserved row or 3 + bucket for each."""
-    column = frame[feature.source]
-    return _hash(schema, feature, column, num_buckets)
+def read_source(schema: Schema, feature: IdFeature, column: pl.Series, rows: RowMap) -> Source:
+    """Prepare a column of one id per row for `table_rows`."""
+    return _explained(feature, id_source, column, _placements(schema, feature, rows)[0])
 
 
-def read_lists(
-    schema: Schema, feature: ListFeature, frame: pl.DataFrame, num_buckets: int
-) -> Ragged:
-    """Hash a column of several ids per row; weights are the ids' factors in the pooled vector."""
-    listed = _lists(frame[feature.source], feature)
-    codes = _hash(schema, feature, listed.values, num_buckets)
-    lengths = np.diff(listed.offsets)
-    weights = np.ones(codes.size, dtype=np.float32)
-    if isinstance(feature, Bag) and feature.weights is not None:
-        weights = _list_weights(frame[feature.weights], lengths, feature)
-    kept = _within_cap(lengths, feature)
-    if kept is not None:
-        codes, weights = codes[kept], weights[kept]
-        lengths = np.minimum(lengths, feature.max_length or 0)
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    return Ragged(codes, offsets, _pooling(lengths, weights, feature))
-
-
-def count_distinct(frame: pl.DataFrame, feature: IdFeature) -> int:
-    """Count the distinct values of an id feature; null is none."""
+def read_several(schema: Schema, feature: IdFeature, frame: pl.DataFrame, rows: RowMap) -> Ragged:
+    """Encode a list feature, or one id per row by several hashes: each id's rows and their factors."""
     column = frame[feature.source]
     if isinstance(feature, ListFeature):
-        column = pl.Series(_lists(column, feature).values)
-    return column.n_unique() - int(column.has_nulls())
+        listed = _lists(column, feature)
+        values, lengths = listed.values, np.diff(listed.offsets)
+    else:
+        values, lengths = column, np.ones(column.len(), np.int64)
+    placements = _placements(schema, feature, rows)
+    sources = [_explained(feature, id_source, values, placement) for placement in placements]
+    found = table_rows(sources)
+    weights = np.ones(len(values), dtype=np.float32)
+    if isinstance(feature, ListFeature):
+        if isinstance(feature, Bag) and feature.weights is not None:
+            weights = _list_weights(frame[feature.weights], lengths, feature)
+        kept = _within_cap(lengths, feature)
+        if kept is not None:
+            found, weights = found[kept], weights[kept]
+            lengths = np.minimum(lengths, feature.max_length or 0)
+        weights = _pooling(lengths, weights, feature)
+    num_hashes = found.shape[1]
+    if num_hashes > 1:
+        weights = np.repeat(weights / np.float32(num_hashes), num_hashes)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths * num_hashes)])
+    return Ragged(found.reshape(-1), offsets, weights)
+
+
+def read_tokens(
+    schema: Schema, feature: IdFeature, frame: pl.DataFrame
+) -> tuple[Words, IntArray | None]:
+    """Hash all ids of a feature to tokens; the second value is each row's number of them, if several."""
+    column, placement = (
+        frame[feature.source],
+        Placement(table_seed(feature.table_name), schema.hash),
+    )
+    hashed = partial(_explained, feature, partial(column_hashes, as_tokens=True))
+    if not isinstance(feature, ListFeature):
+        return hashed(column, placement), None
+    listed = _lists(column, feature)
+    tokens, lengths = hashed(listed.values, placement), np.diff(listed.offsets)
+    kept = _within_cap(lengths, feature)
+    if kept is None:
+        return tokens, lengths
+    return tokens[kept], np.minimum(lengths, feature.max_length or 0)
 
 
 def read_numbers(column: pl.Series, name: str) -> npt.NDArray[np.float64]:
@@ -147,14 +180,21 @@ def read_vectors(column: pl.Series, feature: Vector) -> FloatArray:
     return out
 
 
-def _hash(
-    schema: Schema, feature: IdFeature, values: pl.Series | pa.ChunkedArray, num_buckets: int
-) -> IntArray:
+def _placements(schema: Schema, feature: IdFeature, rows: RowMap) -> list[Placement]:
     seed = table_seed(feature.table_name)
+    return [rows.placement(seed, schema.hash, number) for number in range(feature.num_lookups)]
+
+
+def _explained(
+    feature: IdFeature,
+    function: Callable[[pa.Array | pa.ChunkedArray, Placement], Result],
+    column: pl.Series | pa.Array | pa.ChunkedArray,
+    placement: Placement,
+) -> Result:
+    """Call a function of a column; an error of it names the feature."""
     try:
-        column = pa.chunked_array(values) if isinstance(values, pl.Series) else values
-        return bucket_column(column, seed=seed, num_buckets=num_buckets, algorithm=schema.hash)
-    except (EncodingError, pa.ArrowInvalid) as error:
+        return function(as_arrow(column), placement)
+    except EncodingError as error:
         raise EncodingError(
             f"Feature {feature.name!r} reads column {feature.source!r}: {error}"
         ) from None

@@ -9,10 +9,11 @@ from typing import Any, Literal, Self
 import numpy as np
 import polars as pl
 
-from recsys_mtl.encoding.batch import Batch, Block, FloatArray, IntArray, Part, Ragged
-from recsys_mtl.encoding.columns import read_ids, read_lists, read_numbers, read_vectors
+from recsys_mtl.encoding.batch import Batch, Block, FloatArray, Part, Ragged
+from recsys_mtl.encoding.columns import read_numbers, read_several, read_source, read_vectors
 from recsys_mtl.encoding.labels import read_labels
 from recsys_mtl.encoding.learning import Array, Learned, Sample, learn
+from recsys_mtl.encoding.sources import Source, table_rows
 from recsys_mtl.errors import EncodingError, NotFittedError
 from recsys_mtl.reading import ABSENT, KeyIndex, Rows, SideTable, require, scan
 from recsys_mtl.schema import Feature, IdFeature, ListFeature, Numeric, Schema, Side, Vector
@@ -144,7 +145,7 @@ class Encoder:
         for feature in self.schema.features:
             if isinstance(feature, IdFeature):
                 name, rows = feature.table_name, learned.maps[feature.table_name].num_rows
-                (lists if isinstance(feature, ListFeature) else ids).append(name)
+                (lists if _has_several(feature) else ids).append(name)
                 tables[name] = TableSize(name, rows, feature.embedding_dim)
             elif isinstance(feature, Numeric) and feature.scaling == "quantile":
                 name = f"{feature.name}.quantiles"
@@ -251,34 +252,37 @@ class Encoder:
 
     def _block(self, features: Sequence[Feature], frame: pl.DataFrame) -> Block:
         learned = self.learned
-        ids: list[IntArray] = []
+        sources: list[Source] = []
         lists: list[Ragged] = []
         dense: list[FloatArray] = []
         for feature in features:
+            column = frame[feature.source]
             if isinstance(feature, IdFeature):
-                found = learned.maps[feature.table_name]
-                learned.check_family(feature, frame[feature.source])
-                if isinstance(feature, ListFeature):
-                    read = read_lists(self.schema, feature, frame, found.num_buckets)
-                    lists.append(Ragged(found.rows(read.values), read.offsets, read.weights))
+                rows = learned.maps[feature.table_name]
+                learned.check_family(feature, column)
+                if _has_several(feature):
+                    lists.append(read_several(self.schema, feature, frame, rows))
                 else:
-                    codes = read_ids(self.schema, feature, frame, found.num_buckets)
-                    ids.append(found.rows(codes))
+                    sources.append(read_source(self.schema, feature, column, rows))
             elif isinstance(feature, Vector):
-                dense.append(read_vectors(frame[feature.source], feature))
+                dense.append(read_vectors(column, feature))
             else:
                 scale = learned.scales[feature.name]
-                numbers = read_numbers(frame[feature.source], feature.name)
+                numbers = read_numbers(column, feature.name)
                 if scale.scaling == "quantile":
-                    ids.append(scale.rows(numbers))
+                    sources.append(scale.source(numbers))
                 else:
                     dense.append(scale.dense(numbers))
-        none = np.empty((frame.height, 0))
         return Block(
-            np.stack(ids, axis=1) if ids else none.astype(np.int64),
+            table_rows(sources) if sources else np.empty((frame.height, 0), np.int32),
             tuple(lists),
-            np.concatenate(dense, axis=1) if dense else none.astype(np.float32),
+            np.concatenate(dense, axis=1) if dense else np.empty((frame.height, 0), np.float32),
         )
+
+
+def _has_several(feature: IdFeature) -> bool:
+    """Tell whether a row looks up several rows of the feature's table."""
+    return isinstance(feature, ListFeature) or feature.num_lookups > 1
 
 
 def _columns_of(features: Sequence[Feature]) -> list[str]:

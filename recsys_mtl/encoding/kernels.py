@@ -1,4 +1,4 @@
-"""Numba kernels that turn Arrow buffers into hashes and buckets without holding the GIL.
+"""Numba kernels that turn Arrow buffers into hashes and table rows without holding the GIL.
 
 Keys are handled in blocks. A first pass cuts every key of a block into whole 8-byte words and a
 zero-padded rest; the hash then runs over these planes without branches, which LLVM vectorises.
@@ -6,19 +6,40 @@ Keys of 32 bytes and more are rare and hashed one at a time. Buffers come as add
 is compiled once for all layouts, and no load reaches outside a buffer: the rest of a key is read
 backwards from its end.
 
-All kernels live in this file because numba's cache looks only at the file of the function called.
+A column is a row of 64-bit fields: where its values lie, how they are hashed, how a hash becomes a row
+of its table. Between hash and row stand *tokens*: 0 for null, 1 for the empty string where that has
+a row of its own, else the hash, of which 0 and 1 count as 2 and 3.
 """
 
-from collections.abc import Callable
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final
 
-import numba
 import numpy as np
 from numba.core import types
 from numba.extending import intrinsic
 
 from recsys_mtl.compiled import compiled
 from recsys_mtl.encoding import arrow
+from recsys_mtl.encoding.digests import (
+    LOW32,
+    U0,
+    U1,
+    U2,
+    U3,
+    U7,
+    U8,
+    U32,
+    U56,
+    Integer,
+    helper,
+    load8,
+    load16,
+    load32,
+    load64,
+    murmur3_key,
+    murmur_planes,
+    xx_planes,
+    xxh64_key,
+)
 
 XXH64: Final = 0
 MURMUR3: Final = 1
@@ -28,217 +49,63 @@ UNKNOWN_ROW: Final = 1
 EMPTY_ROW: Final = 2
 NUM_RESERVED: Final = 3
 
+# The fields of a column. KIND .. BUFFERS are those of `arrow.ColumnView`.
+KIND, WIDTH, FIRST, VALIDITY, VALUES, OFFSETS, BUFFERS = range(7)
+SEED, ALGORITHM, EMPTY_APART = 7, 8, 9
+NUM_BUCKETS, FIRST_BUCKET, HASH_NUMBER = 10, 11, 12
+KEPT: Final = 13  # address of the buckets kept: 64 bits and the number of those before, by turns
+SLOTS, SLOT_MASK = 14, 15  # address of the vocabulary: token and row by turns
+TABLE, TABLE_SIZE = 16, 17  # a dictionary's entries and a 0 for null; or the edges of numbers
+NUM_FIELDS: Final = 18
+
 _BLOCK: Final = 256
 _MILLISECONDS_PER_DAY: Final = 86_400_000
-
-# numba promotes a mix of signed and unsigned 64-bit integers to float64: every constant that meets
-# a hash is unsigned.
-_U0, _U1, _U2, _U3, _U4 = (np.uint64(number) for number in range(5))
-_U7, _U8, _U16, _U32, _U56 = (np.uint64(number) for number in (7, 8, 16, 32, 56))
-_BYTE: Final = np.uint64(0xFF)
-_LOW32: Final = np.uint64(0xFFFFFFFF)
 _INLINE: Final = np.uint64(12)
-
-_X1: Final = np.uint64(0x9E3779B185EBCA87)
-_X2: Final = np.uint64(0xC2B2AE3D27D4EB4F)
-_X3: Final = np.uint64(0x165667B19E3779F9)
-_X4: Final = np.uint64(0x85EBCA77C2B2AE63)
-_X5: Final = np.uint64(0x27D4EB2F165667C5)
-
-_M1: Final = np.uint64(0xCC9E2D51)
-_M2: Final = np.uint64(0x1B873593)
-_M3: Final = np.uint64(0xE6546B64)
-_M4: Final = np.uint64(0x85EBCA6B)
-_M5: Final = np.uint64(0xC2B2AE35)
-
-_Integer = int | np.int64
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+_U63: Final = np.uint64(63)
 
 
-def _helper(function: _Function) -> _Function:
-    """Compile a function that only kernels call; it is cached as a part of them."""
-    return cast(_Function, numba.njit(nogil=True, error_model="numpy")(function))
+def _counter(_context: Any, _word: Any) -> Any:
+    """Make a function that counts the bits set in a word."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), generate
 
 
-def _loader(kind: types.Integer) -> Any:
-    """Make a function that reads an unaligned little-endian word at a base address plus an offset."""
+def _float_loader(_context: Any, _base: Any, _offset: Any) -> Any:
+    """Make a function that reads an aligned float64 at a base address plus an offset."""
 
-    def load(_context: Any, _base: Any, _offset: Any) -> Any:
-        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            byte, narrow, wide = map(context.get_value_type, (types.uint8, kind, types.uint64))
-            # One pointer plus an offset, not one integer address per value, lets LLVM see a stride.
-            base = builder.inttoptr(arguments[0], byte.as_pointer())
-            place = builder.bitcast(builder.gep(base, [arguments[1]]), narrow.as_pointer())
-            word = builder.load(place, align=1)
-            return builder.zext(word, wide)
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        byte, double = map(context.get_value_type, (types.uint8, types.float64))
+        base = builder.inttoptr(arguments[0], byte.as_pointer())
+        place = builder.bitcast(builder.gep(base, [arguments[1]]), double.as_pointer())
+        return builder.load(place)
 
-        return types.uint64(types.int64, types.int64), generate
-
-    return intrinsic(load)
+    return types.float64(types.int64, types.int64), generate
 
 
-_load8, _load16 = _loader(types.uint8), _loader(types.uint16)
-_load32, _load64 = _loader(types.uint32), _loader(types.uint64)
+_count_ones: Any = intrinsic(_counter)
+_load_float: Any = intrinsic(_float_loader)
 
 
-@_helper
-def _is_valid(validity: int, row: int) -> Any:
-    """Tell whether a row is not null; address 0 stands for a column without nulls."""
-    return validity == 0 or (_load8(validity, row >> 3) >> np.uint64(row & 7)) & _U1 != _U0
+@helper
+def _spread_validity(fields: Any, valid: Any, start: int, count: int) -> Any:
+    """Write a block's validity bits as words of all ones or zeros; return those of its keys."""
+    skipped = start & 7
+    if fields[VALIDITY] == 0:
+        valid[: skipped + count] = ~U0
+        return valid[skipped : skipped + count]
+    # Byte by byte: the eight shifts of one byte are one vector operation.
+    for byte in range((skipped + count + 7) >> 3):
+        bits = load8(fields[VALIDITY], (start >> 3) + byte)
+        for bit in range(8):
+            valid[8 * byte + bit] = U0 - ((bits >> np.uint64(bit)) & U1)
+    return valid[skipped : skipped + count]
 
 
-@_helper
-def _rotate(word: np.uint64, left: int, bits: int = 64) -> np.uint64:
-    return (word << np.uint64(left)) | (word >> np.uint64(bits - left))
-
-
-@_helper
-def _xx_round(lane: np.uint64, word: np.uint64) -> np.uint64:
-    return _rotate(lane + word * _X2, 31) * _X1
-
-
-@_helper
-def _xx_word(state: np.uint64, word: np.uint64) -> np.uint64:
-    return _rotate(state ^ _xx_round(_U0, word), 27) * _X1 + _X4
-
-
-@_helper
-def _xx_half(state: np.uint64, word: np.uint64) -> np.uint64:
-    return _rotate(state ^ (word * _X1), 23) * _X2 + _X3
-
-
-@_helper
-def _xx_byte(state: np.uint64, byte: np.uint64) -> np.uint64:
-    return _rotate(state ^ (byte * _X5), 11) * _X1
-
-
-@_helper
-def _xx_finish(state: np.uint64) -> np.uint64:
-    state = (state ^ (state >> np.uint64(33))) * _X2
-    state = (state ^ (state >> np.uint64(29))) * _X3
-    return state ^ (state >> _U32)
-
-
-@_helper
-def _xx_stripes(address: int, length: _Integer, seed: np.uint64) -> np.uint64:
-    """Hash the whole 32-byte stripes of a long key in four lanes and merge them."""
-    first, second = seed + _X1 + _X2, seed + _X2
-    third, fourth = seed, seed - _X1
-    for place in range(0, length - 31, 32):
-        first = _xx_round(first, _load64(address, place))
-        second = _xx_round(second, _load64(address, place + 8))
-        third = _xx_round(third, _load64(address, place + 16))
-        fourth = _xx_round(fourth, _load64(address, place + 24))
-    state = _rotate(first, 1) + _rotate(second, 7) + _rotate(third, 12) + _rotate(fourth, 18)
-    for lane in (first, second, third, fourth):
-        state = (state ^ _xx_round(_U0, lane)) * _X1 + _X4
-    return state
-
-
-@compiled
-def xxh64_key(address: int, length: _Integer, seed: np.uint64) -> np.uint64:
-    """Hash one key of any length with XXH64."""
-    place: _Integer = 0
-    state = seed + _X5
-    if length >= 32:
-        state = _xx_stripes(address, length, seed)
-        place = length & ~31
-    state += np.uint64(length)
-    while place + 8 <= length:
-        state = _xx_word(state, _load64(address, place))
-        place += 8
-    if place + 4 <= length:
-        state = _xx_half(state, _load32(address, place))
-        place += 4
-    while place < length:
-        state = _xx_byte(state, _load8(address, place))
-        place += 1
-    return _xx_finish(state)
-
-
-@_helper
-def _murmur_mix(word: np.uint64) -> np.uint64:
-    return (_rotate((word * _M1) & _LOW32, 15, 32) * _M2) & _LOW32
-
-
-@_helper
-def _murmur_half(state: np.uint64, word: np.uint64) -> np.uint64:
-    return (_rotate(state ^ _murmur_mix(word), 13, 32) * np.uint64(5) + _M3) & _LOW32
-
-
-@_helper
-def _murmur_finish(state: np.uint64) -> np.uint64:
-    state = ((state ^ (state >> _U16)) * _M4) & _LOW32
-    state = ((state ^ (state >> np.uint64(13))) * _M5) & _LOW32
-    return state ^ (state >> _U16)
-
-
-@compiled
-def murmur3_key(address: int, length: _Integer, seed: np.uint64) -> np.uint64:
-    """Hash one key of any length with MurmurHash3_x86_32."""
-    state = seed & _LOW32
-    whole = length & ~3
-    for place in range(0, whole, 4):
-        state = _murmur_half(state, _load32(address, place))
-    rest = _U0
-    for place in range(whole, length):
-        rest |= _load8(address, place) << np.uint64(8 * (place - whole))
-    # A rest of zero mixes to zero, so keys of whole words need no branch.
-    return _murmur_finish(state ^ _murmur_mix(rest) ^ (np.uint64(length) & _LOW32))
-
-
-@_helper
-def _xx_planes(planes: Any, count: int, seed: np.uint64, most: np.uint64, rests: np.uint64) -> None:
-    """Hash a block of keys shorter than 32 bytes with XXH64."""
-    first, second, third, tails, lengths, hashes = planes
-    for key in range(count):
-        hashes[key] = seed + _X5 + lengths[key]
-    for depth, words in enumerate((first, second, third)):
-        reach = np.uint64(8 * depth + 8)
-        if most >= reach:
-            for key in range(count):
-                state = hashes[key]
-                step = _xx_word(state, words[key])
-                hashes[key] = step if lengths[key] >= reach else state
-    if rests != _U0:
-        for key in range(count):
-            state, rest, length = hashes[key], tails[key], lengths[key]
-            step = _xx_half(state, rest & _LOW32)
-            has_half = (length & _U4) != _U0
-            state = step if has_half else state
-            rest = rest >> _U32 if has_half else rest
-            for place in range(3):
-                step = _xx_byte(state, (rest >> np.uint64(8 * place)) & _BYTE)
-                state = step if (length & _U3) > np.uint64(place) else state
-            hashes[key] = state
-    for key in range(count):
-        hashes[key] = _xx_finish(hashes[key])
-
-
-@_helper
-def _murmur_planes(planes: Any, count: int, seed: np.uint64, most: np.uint64) -> None:
-    """Hash a block of keys shorter than 32 bytes with MurmurHash3_x86_32."""
-    first, second, third, tails, lengths, hashes = planes
-    for key in range(count):
-        hashes[key] = seed & _LOW32
-    for depth, words in enumerate((first, second, third)):
-        reach = np.uint64(8 * depth + 8)
-        if most >= reach:
-            for key in range(count):
-                state, word = hashes[key], words[key]
-                step = _murmur_half(_murmur_half(state, word & _LOW32), word >> _U32)
-                hashes[key] = step if lengths[key] >= reach else state
-    for key in range(count):
-        state, rest, length = hashes[key], tails[key], lengths[key]
-        has_half = (length & _U4) != _U0
-        step = _murmur_half(state, rest & _LOW32)
-        state = step if has_half else state
-        rest = rest >> _U32 if has_half else rest
-        hashes[key] = _murmur_finish(state ^ _murmur_mix(rest) ^ length)
-
-
-@_helper
-def _cut_key(planes: Any, key: int, address: int, length: _Integer, floor: int) -> None:
+@helper
+def _cut_key(planes: Any, key: int, address: int, length: Integer, floor: int) -> None:
     """Cut a key into up to three whole words and a zero-padded rest.
 
     The rest is the end of the word that ends with the key; `floor` is where its buffer begins.
@@ -247,19 +114,20 @@ def _cut_key(planes: Any, key: int, address: int, length: _Integer, floor: int) 
     lengths[key] = np.uint64(length)
     final = address + length - 8
     if final >= floor:
-        first[key] = _load64(address if length >= 8 else final, 0)
-        second[key] = _load64(address + 8 if length >= 16 else final, 0)
-        third[key] = _load64(address + 16 if length >= 24 else final, 0)
+        # A word that the key does not have is not looked at: any place in the buffer will do.
+        first[key] = load64(min(address, final), 0)
+        second[key] = load64(min(address + 8, final), 0)
+        third[key] = load64(min(address + 16, final), 0)
         # Two shifts: one by 64, for an empty rest, is undefined.
-        tails[key] = (_load64(final, 0) >> _U8) >> (_U56 - ((np.uint64(length) & _U7) << _U3))
+        tails[key] = (load64(final, 0) >> U8) >> (U56 - ((np.uint64(length) & U7) << U3))
     else:
-        rest = _U0
+        rest = U0
         for place in range(length):
-            rest |= _load8(address, place) << np.uint64(8 * place)
+            rest |= load8(address, place) << np.uint64(8 * place)
         tails[key] = rest
 
 
-@_helper
+@helper
 def _cut_slices(
     planes: Any, places: Any, kind: int, width: int, values: int, offsets: int, start: int
 ) -> None:
@@ -267,126 +135,244 @@ def _cut_slices(
     for key in range(places.size):
         row = start + key
         if kind == arrow.OFFSETS_32:
-            begin, end = _load32(offsets, 4 * row), _load32(offsets, 4 * row + 4)
+            begin, end = load32(offsets, 4 * row), load32(offsets, 4 * row + 4)
         elif kind == arrow.OFFSETS_64:
-            begin, end = _load64(offsets, 8 * row), _load64(offsets, 8 * row + 8)
+            begin, end = load64(offsets, 8 * row), load64(offsets, 8 * row + 8)
         else:
             begin, end = np.uint64(width * row), np.uint64(width * row + width)
         places[key] = values + np.int64(begin)
         _cut_key(planes, key, places[key], np.int64(end - begin), values)
 
 
-@_helper
-def _cut_views(
-    planes: Any, places: Any, values: int, buffers: Any, validity: int, start: int
-) -> None:
+@helper
+def _cut_views(planes: Any, places: Any, values: int, buffers: int, valid: Any, start: int) -> None:
     """Cut the keys behind 16-byte views; a view under a null may be garbage and is not followed."""
-    first, _, _, tails, lengths, _ = planes
-    for key in range(places.size):
-        row = start + key
-        low, high = _load64(values, 16 * row), _load64(values, 16 * row + 8)
-        low = low if _is_valid(validity, row) else _U0
-        length = low & _LOW32
-        # A branch, because the ids of one column mostly fall on one side of the limit.
-        if length <= _INLINE:
-            word = (low >> _U32) | (high << _U32)
-            rest = word if length < _U8 else high >> _U32
-            first[key], lengths[key] = word, length
-            tails[key] = rest & ((_U1 << ((length & _U7) << _U3)) - _U1)
-        else:
-            places[key] = buffers[np.int64(high & _LOW32)] + np.int64(high >> _U32)
-            _cut_key(planes, key, places[key], np.int64(length), 0)
+    first, second, third, tails, lengths, _ = planes
+    for key in range(valid.size):
+        low, high = load64(values, 16 * (start + key)), load64(values, 16 * (start + key) + 8)
+        first[key], second[key], third[key] = low, high, high
+        lengths[key] = low & LOW32 & valid[key]
+    num_long = 0
+    for key in range(valid.size):
+        low, high, length = first[key], second[key], lengths[key]
+        word = (low >> U32) | (high << U32)
+        rest = word if length < U8 else high >> U32
+        first[key] = word
+        tails[key] = rest & ((U1 << ((length & U7) << U3)) - U1)
+        # Longer keys, not inline, are noted without a branch and followed afterwards.
+        places[_BLOCK + num_long] = key
+        num_long += 1 if length > _INLINE else 0
+    for number in range(num_long):
+        key = places[_BLOCK + number]
+        buffer = load64(buffers, 8 * np.int64(third[key] & LOW32))
+        places[key] = np.int64(buffer + (third[key] >> U32))
+        _cut_key(planes, key, places[key], np.int64(lengths[key]), 0)
 
 
-@_helper
+@helper
 def _read_integers(words: Any, kind: int, width: int, values: int, start: int, count: int) -> None:
     """Widen integers, booleans and dates to 64 bits."""
-    sign = _U0 if kind == arrow.UNSIGNED or width == 8 else _U1 << np.uint64(8 * width - 1)
+    sign = U0 if kind == arrow.UNSIGNED or width == 8 else U1 << np.uint64(8 * width - 1)
     for key in range(count):
         row = start + key
         if kind == arrow.BITS:
-            words[key] = (_load8(values, row >> 3) >> np.uint64(row & 7)) & _U1
+            words[key] = (load8(values, row >> 3) >> np.uint64(row & 7)) & U1
         elif width == 8:
-            words[key] = _load64(values, 8 * row)
+            words[key] = load64(values, 8 * row)
         elif width == 4:
-            words[key] = (_load32(values, 4 * row) ^ sign) - sign
+            words[key] = (load32(values, 4 * row) ^ sign) - sign
         elif width == 2:
-            words[key] = (_load16(values, 2 * row) ^ sign) - sign
+            words[key] = (load16(values, 2 * row) ^ sign) - sign
         else:
-            words[key] = (_load8(values, row) ^ sign) - sign
+            words[key] = (load8(values, row) ^ sign) - sign
     if kind == arrow.MILLISECONDS:
         for key in range(count):
             words[key] = np.uint64(np.int64(words[key]) // _MILLISECONDS_PER_DAY)
 
 
-@_helper
-def _store(hashes: Any, lengths: Any, validity: int, start: int, mapping: Any, out: Any) -> None:
-    """Write the codes of one block (or its plain hashes), with null and empty apart."""
-    num_buckets, half = mapping
-    for key in range(out.size):
-        code = hashes[key]
-        if num_buckets != _U0:
-            code = np.uint64(NUM_RESERVED) + (((code >> half) * num_buckets) >> _U32)
-            code = np.uint64(EMPTY_ROW) if lengths[key] == _U0 else code
-        out[key] = np.int64(code)
-    if validity != 0:
-        for key in range(out.size):
-            out[key] = out[key] if _is_valid(validity, start + key) else NULL_ROW
-
-
-@compiled
-def hash_rows(
-    layout: Any, buffers: Any, begin: int, seed: Any, num_buckets: Any, algorithm: int, out: Any
-) -> None:
-    """Hash `out.size` rows of a viewed column from row `begin` into codes; for 0 buckets, hashes."""
-    kind, width, first, validity, values, offsets = layout
-    table = np.zeros((6, _BLOCK), np.uint64)
-    planes = (table[0], table[1], table[2], table[3], table[4], table[5])
-    lengths, hashes = table[4], table[5]
-    places = np.zeros(_BLOCK, np.int64)
-    mapping = (num_buckets, _U32 if algorithm == XXH64 else _U0)
-    for done in range(0, out.size, _BLOCK):
-        start, count = first + begin + done, min(_BLOCK, out.size - done)
-        if kind == arrow.VIEWS:
-            _cut_views(planes, places[:count], values, buffers, validity, start)
-        elif kind in (arrow.OFFSETS_32, arrow.OFFSETS_64, arrow.FIXED_BYTES):
-            _cut_slices(planes, places[:count], kind, width, values, offsets, start)
-        else:
-            _read_integers(table[0], kind, width, values, start, count)
-            lengths[:], table[3][:] = _U8, _U0
-        most, rests = _U0, _U0
-        for key in range(count):
-            most = max(most, lengths[key])
-            rests |= lengths[key] & _U7
-        if algorithm == XXH64:
-            _xx_planes(planes, count, seed, most, rests)
-        else:
-            _murmur_planes(planes, count, seed, most)
-        if most >= _U32:
-            _hash_long_keys(planes, places, count, seed, algorithm)
-        _store(hashes, lengths, validity, start, mapping, out[done : done + count])
-
-
-@_helper
-def _hash_long_keys(planes: Any, places: Any, count: int, seed: np.uint64, algorithm: int) -> None:
-    lengths, hashes = planes[4], planes[5]
+@helper
+def _hash_block(fields: Any, planes: Any, places: Any, valid: Any, start: int) -> None:
+    """Hash the values from number `start` of the buffers into the last plane."""
+    count = valid.size
+    kind, width, values = fields[KIND], fields[WIDTH], fields[VALUES]
+    first, _, _, tails, lengths, hashes = planes
+    if kind == arrow.VIEWS:
+        _cut_views(planes, places, values, fields[BUFFERS], valid, start)
+    elif kind in (arrow.OFFSETS_32, arrow.OFFSETS_64, arrow.FIXED_BYTES):
+        _cut_slices(planes, places[:count], kind, width, values, fields[OFFSETS], start)
+    else:
+        _read_integers(first, kind, width, values, start, count)
+        lengths[:], tails[:] = U8, U0
+    most, rests = U0, U0
     for key in range(count):
-        length = np.int64(lengths[key])
-        if length >= 32:
-            if algorithm == XXH64:
+        most = max(most, lengths[key])
+        rests |= lengths[key] & U7
+    seed, algorithm = np.uint64(fields[SEED]), fields[ALGORITHM]
+    if algorithm == XXH64:
+        xx_planes(planes, count, seed, most, rests)
+    else:
+        murmur_planes(planes, count, seed, most)
+    if most >= U32:
+        for key in range(count):
+            length = np.int64(lengths[key])
+            if length >= 32 and algorithm == XXH64:
                 hashes[key] = xxh64_key(places[key], length, seed)
-            else:
+            elif length >= 32:
                 hashes[key] = murmur3_key(places[key], length, seed)
 
 
-@compiled
-def gather_rows(layout: Any, table: Any, begin: int, out: Any) -> None:
-    """Write the table's entry per row; a null row's code is not looked at."""
-    kind, width, first, validity, codes, _ = layout
-    words = np.zeros(_BLOCK, np.uint64)
-    for done in range(0, out.size, _BLOCK):
-        start, count = first + begin + done, min(_BLOCK, out.size - done)
-        _read_integers(words, kind, width, codes, start, count)
+@helper
+def _mark_block(fields: Any, hashes: Any, lengths: Any, valid: Any) -> None:
+    """Turn the hashes of a block into tokens."""
+    count = valid.size
+    if fields[ALGORITHM] == MURMUR3:
         for key in range(count):
-            usable = _is_valid(validity, start + key) and words[key] < np.uint64(table.size)
-            out[done + key] = table[np.int64(words[key])] if usable else NULL_ROW
+            hashes[key] = (hashes[key] << U32) | U2
+    else:
+        for key in range(count):
+            hashes[key] += U2 if hashes[key] < U2 else U0
+    if fields[EMPTY_APART] != 0:
+        for key in range(count):
+            hashes[key] = U1 if lengths[key] == U0 else hashes[key]
+    for key in range(count):
+        hashes[key] &= valid[key]
+
+
+@helper
+def _place_block(fields: Any, tokens: Any, out: Any) -> None:
+    """Give each token of a block its row in the table."""
+    num_buckets, number = np.uint64(fields[NUM_BUCKETS]), np.uint64(fields[HASH_NUMBER])
+    first, kept = fields[FIRST_BUCKET], fields[KEPT]
+    for key in range(out.size):
+        token = tokens[key]
+        spread = ((token >> U32) + number * (token & LOW32)) & LOW32
+        out[key] = first + np.int64((spread * num_buckets) >> U32)
+    if kept != 0:
+        for key in range(out.size):
+            bucket = np.uint64(out[key] - first)
+            place = 16 * np.int64(bucket >> np.uint64(6))
+            word, before = load64(kept, place), load64(kept, place + 8)
+            bit = U1 << (bucket & _U63)
+            row = first + np.int64(before + _count_ones(word & (bit - U1)))
+            out[key] = row if word & bit != U0 else UNKNOWN_ROW
+    if num_buckets == U0:
+        out[:] = UNKNOWN_ROW
+    if fields[SLOTS] != 0:
+        _look_up(fields[SLOTS], np.uint64(fields[SLOT_MASK]), tokens, out)
+    for key in range(out.size):
+        row = EMPTY_ROW if tokens[key] == U1 else out[key]
+        out[key] = NULL_ROW if tokens[key] == U0 else row
+
+
+@helper
+def _look_up(slots: int, mask: np.uint64, tokens: Any, out: Any) -> None:
+    """Give the tokens that an open-addressing table holds their rows there."""
+    for key in range(out.size):
+        slot = tokens[key] & mask
+        found = load64(slots, 16 * np.int64(slot))
+        while found != tokens[key] and found != U0:
+            slot = (slot + U1) & mask
+            found = load64(slots, 16 * np.int64(slot))
+        if found != U0:
+            out[key] = np.int64(load64(slots, 16 * np.int64(slot) + 8))
+
+
+@helper
+def _place_numbers(fields: Any, start: int, out: Any) -> None:
+    """Write the row of each number's bucket: how many edges are at most the number."""
+    values, edges = fields[VALUES], fields[TABLE]
+    out[:] = NUM_RESERVED
+    step = (fields[TABLE_SIZE] + 1) // 2  # of 2**k - 1 edges, the last of them infinite
+    while step > 0:
+        for key in range(out.size):
+            edge = _load_float(edges, 8 * (out[key] - NUM_RESERVED + step - 1))
+            out[key] += step if edge <= _load_float(values, 8 * (start + key)) else 0
+        step //= 2
+    for key in range(out.size):
+        number = _load_float(values, 8 * (start + key))
+        out[key] = out[key] if number == number else NULL_ROW  # noqa: PLR0124 # not of NaN
+
+
+@helper
+def _gather(fields: Any, words: Any, valid: Any, start: int, wide: bool, out: Any) -> None:
+    """Write the dictionary's entry per row; a null row's code is not looked at."""
+    table, size = fields[TABLE], np.uint64(fields[TABLE_SIZE])
+    _read_integers(words, fields[KIND], fields[WIDTH], fields[VALUES], start, out.size)
+    for key in range(out.size):
+        # The entry after the last is that of null.
+        code = np.int64(min(words[key] | ~valid[key], size))
+        out[key] = load64(table, 8 * code) if wide else load32(table, 4 * code)
+
+
+@compiled
+def encode_rows(columns: Any, begin: int, out: Any) -> None:
+    """Write the table rows of all columns, shape (columns, NUM_FIELDS), from row `begin` of each.
+
+    The rows of `out`, shape (n, columns), are written whole: a store per column would cost more
+    than its hash.
+    """
+    num_columns = columns.shape[0]
+    table = np.zeros((6, _BLOCK), np.uint64)
+    planes = (table[0], table[1], table[2], table[3], table[4], table[5])
+    places, valid = np.zeros(2 * _BLOCK, np.int64), np.empty(_BLOCK + 16, np.uint64)
+    tile, flat = np.empty((num_columns, _BLOCK), np.int32), out.reshape(out.size)
+    for done in range(0, out.shape[0], _BLOCK):
+        count = min(_BLOCK, out.shape[0] - done)
+        for column in range(num_columns):
+            fields, target = columns[column], tile[column, :count]
+            if num_columns == 1:
+                target = flat[done : done + count]
+            start = fields[FIRST] + begin + done
+            present = _spread_validity(fields, valid, start, count)
+            if fields[KIND] == arrow.NULLS:
+                target[:] = NULL_ROW
+            elif fields[KIND] == arrow.NUMBERS:
+                _place_numbers(fields, start, target)
+            elif fields[TABLE] != 0:
+                _gather(fields, table[0], present, start, False, target)
+            else:
+                _hash_block(fields, planes, places, present, start)
+                _mark_block(fields, table[5], table[4], present)
+                _place_block(fields, table[5], target)
+        if num_columns > 1:
+            for key in range(count):
+                for column in range(num_columns):
+                    out[done + key, column] = tile[column, key]
+
+
+@compiled
+def hash_rows(fields: Any, begin: int, as_tokens: bool, out: Any) -> None:
+    """Write the hashes of one column, or its tokens, from row `begin`; null is 0."""
+    table = np.zeros((6, _BLOCK), np.uint64)
+    planes = (table[0], table[1], table[2], table[3], table[4], table[5])
+    places, valid = np.zeros(2 * _BLOCK, np.int64), np.empty(_BLOCK + 16, np.uint64)
+    for done in range(0, out.size, _BLOCK):
+        target = out[done : done + _BLOCK]
+        start = fields[FIRST] + begin + done
+        present = _spread_validity(fields, valid, start, target.size)
+        if fields[TABLE] != 0:
+            _gather(fields, table[0], present, start, True, target)
+            continue
+        _hash_block(fields, planes, places, present, start)
+        if as_tokens:
+            _mark_block(fields, table[5], table[4], present)
+        for key in range(target.size):
+            target[key] = table[5, key] & present[key]
+
+
+@compiled
+def place_rows(fields: Any, tokens: Any, out: Any) -> None:
+    """Write the table row of each token."""
+    for done in range(0, out.size, _BLOCK):
+        _place_block(fields, tokens[done : done + _BLOCK], out[done : done + _BLOCK])
+
+
+@compiled
+def fill_slots(tokens: Any, first_row: int, slots: Any) -> None:
+    """Fill an open-addressing table, shape (a power of two, 2), with tokens and their rows."""
+    mask = np.uint64(slots.shape[0] - 1)
+    for number in range(tokens.size):
+        slot = tokens[number] & mask
+        while slots[slot, 0] != U0:
+            slot = (slot + U1) & mask
+        slots[slot, 0], slots[slot, 1] = tokens[number], np.uint64(first_row + number)

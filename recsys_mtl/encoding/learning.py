@@ -4,74 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from recsys_mtl.encoding.batch import FloatArray, IntArray
-from recsys_mtl.encoding.columns import (
-    IdType,
-    count_distinct,
-    id_type,
-    read_ids,
-    read_lists,
-    read_numbers,
-)
-from recsys_mtl.encoding.hashing import EMPTY_ROW, NULL_ROW, NUM_RESERVED, UNKNOWN_ROW
+from recsys_mtl.encoding.batch import FloatArray
+from recsys_mtl.encoding.columns import IdType, id_type, read_numbers, read_tokens
+from recsys_mtl.encoding.kernels import NUM_RESERVED
+from recsys_mtl.encoding.maps import BucketMap, RowMap, VocabularyMap, map_from_state
+from recsys_mtl.encoding.sources import Source, number_source
 from recsys_mtl.errors import EncodingError
-from recsys_mtl.schema import Feature, IdFeature, ListFeature, Numeric, Schema
+from recsys_mtl.schema import Feature, IdFeature, Numeric, Schema
 
 Array = npt.NDArray[Any]
-_MIN_BUCKETS = 2**16
-_MAX_BUCKETS = 2**26
-_BUCKETS_PER_VALUE = 32
 _MAX_DEVIATIONS = 5.0
-
-
-def default_buckets(num_distinct: int) -> int:
-    """Choose a hash range: 32 buckets per distinct value, a power of two in 2**16 .. 2**26."""
-    wanted = _BUCKETS_PER_VALUE * max(num_distinct, 1)
-    return min(max(1 << (wanted - 1).bit_length(), _MIN_BUCKETS), _MAX_BUCKETS)
-
-
-class BucketMap:
-    """Give every bucket that training rows hit a row of its table.
-
-    Rows 0, 1, 2 are null, unknown and the empty string; row 3 + i belongs to the i-th bucket kept.
-    All other buckets lead to the unknown row.
-
-    Parameters
-    ----------
-    num_buckets
-        Hash range.
-    buckets
-        The buckets kept, ascending.
-    """
-
-    def __init__(self, num_buckets: int, buckets: IntArray) -> None:
-        self.num_buckets = num_buckets
-        self.buckets = buckets
-        rows = np.full(NUM_RESERVED + num_buckets, UNKNOWN_ROW, dtype=np.int32)
-        rows[[NULL_ROW, EMPTY_ROW]] = NULL_ROW, EMPTY_ROW
-        rows[NUM_RESERVED + buckets] = NUM_RESERVED + np.arange(buckets.size, dtype=np.int32)
-        self._rows = rows
-
-    @classmethod
-    def from_counts(cls, counts: npt.NDArray[np.int32], *, min_count: int) -> BucketMap:
-        """Keep the buckets seen in `min_count` rows or more; counts are indexed by code."""
-        kept = np.flatnonzero(counts[NUM_RESERVED:] >= min_count)
-        return cls(counts.size - NUM_RESERVED, kept.astype(np.int64))
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the table."""
-        return NUM_RESERVED + int(self.buckets.size)
-
-    def rows(self, codes: IntArray) -> IntArray:
-        """Return the table row of each code."""
-        return self._rows[codes].astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -111,10 +60,15 @@ class NumericScale:
         """Rows of the bucket table of ``"quantile"``: the reserved ones and one per bucket."""
         return NUM_RESERVED + int(self.edges.size) + 1
 
-    def rows(self, values: npt.NDArray[np.float64]) -> IntArray:
-        """Return the bucket's table row of each value; missing ones have the null row."""
-        found = np.searchsorted(self.edges, values, side="right") + NUM_RESERVED
-        return np.where(np.isnan(values), NULL_ROW, found).astype(np.int64)
+    def source(self, values: npt.NDArray[np.float64]) -> Source:
+        """Prepare values, NaN where missing, for `table_rows`: missing ones have the null row."""
+        return number_source(values, self._padded_edges)
+
+    @cached_property
+    def _padded_edges(self) -> npt.NDArray[np.float64]:
+        """The edges as the kernel wants them: infinite ones up to a length of 2**k - 1."""
+        length = (1 << int(self.edges.size).bit_length()) - 1
+        return np.concatenate([self.edges, np.full(length - self.edges.size, np.inf)])
 
     def dense(self, values: npt.NDArray[np.float64]) -> FloatArray:
         """Return shape (n, 2): the scaled number (0 where missing, at most 5 off), and a missing flag."""
@@ -143,14 +97,14 @@ class Learned:
     Parameters
     ----------
     maps
-        A bucket map per table.
+        A map from hashes to rows per table.
     scales
         A scale per numeric feature.
     families
         What kind of ids each table was learned from; tables that saw only nulls have none.
     """
 
-    maps: dict[str, BucketMap]
+    maps: dict[str, RowMap]
     scales: dict[str, NumericScale]
     families: dict[str, IdType]
 
@@ -166,22 +120,24 @@ class Learned:
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return JSON values and named arrays."""
         values = {
-            "tables": {name: found.num_buckets for name, found in self.maps.items()},
+            "tables": {name: found.state()[0] for name, found in self.maps.items()},
             "numerics": {
                 name: {"scaling": scale.scaling, "mean": scale.mean, "std": scale.std}
                 for name, scale in self.scales.items()
             },
             "families": {name: asdict(family) for name, family in self.families.items()},
         }
-        arrays: dict[str, Array] = {f"buckets.{name}": m.buckets for name, m in self.maps.items()}
+        arrays: dict[str, Array] = {
+            f"{found.kind}.{name}": found.state()[1] for name, found in self.maps.items()
+        }
         return values, arrays | {f"edges.{name}": s.edges for name, s in self.scales.items()}
 
     @classmethod
     def from_state(cls, values: Mapping[str, Any], arrays: Mapping[str, Array]) -> Learned:
         """Rebuild from what `state` returned."""
         maps = {
-            name: BucketMap(int(num_buckets), arrays[f"buckets.{name}"])
-            for name, num_buckets in values["tables"].items()
+            name: map_from_state(found, arrays[f"{found['kind']}.{name}"])
+            for name, found in values["tables"].items()
         }
         scales = {
             name: NumericScale(**scale, edges=arrays[f"edges.{name}"])
@@ -225,18 +181,27 @@ def _learn_family(table: str, members: Sequence[tuple[IdFeature, Sample]]) -> Id
     return None if first is None else first[1]
 
 
-def _learn_map(schema: Schema, members: Sequence[tuple[IdFeature, Sample]]) -> BucketMap:
+def _learn_map(schema: Schema, members: Sequence[tuple[IdFeature, Sample]]) -> RowMap:
     """Learn one table's map from all the features that share it."""
     settings = members[0][0]
-    num_buckets = settings.num_buckets or default_buckets(
-        sum(count_distinct(piece.frame, feature) for feature, piece in members)
+    read = [read_tokens(schema, feature, piece.frame) for feature, piece in members]
+    uses = [
+        piece.uses if lengths is None else np.repeat(piece.uses, lengths)
+        for (_, lengths), (_, piece) in zip(read, members, strict=True)
+    ]
+    tokens, weights = np.concatenate([found for found, _ in read]), np.concatenate(uses)
+    if settings.vocabulary is not None:
+        return VocabularyMap.learn(
+            tokens,
+            weights,
+            size=settings.vocabulary,
+            num_buckets=settings.num_buckets,
+            min_count=settings.min_count,
+        )
+    return BucketMap.learn(
+        tokens,
+        weights,
+        num_buckets=settings.num_buckets,
+        num_hashes=settings.num_lookups,
+        min_count=settings.min_count,
     )
-    counts = np.zeros(NUM_RESERVED + num_buckets, dtype=np.int32)
-    for feature, piece in members:
-        uses = piece.uses.astype(np.int32)
-        if isinstance(feature, ListFeature):
-            lists = read_lists(schema, feature, piece.frame, num_buckets)
-            np.add.at(counts, lists.values, np.repeat(uses, np.diff(lists.offsets)))
-        else:
-            np.add.at(counts, read_ids(schema, feature, piece.frame, num_buckets), uses)
-    return BucketMap.from_counts(counts, min_count=settings.min_count)

@@ -110,7 +110,7 @@ class EmbeddingTable(nn.Module):
         weights.append(torch.ones_like(slots[0], dtype=inputs.dense_BN.dtype))
         for number, (position, base) in enumerate(self._lists):
             found = inputs.lists[position]
-            values_M = found.values_M + base
+            values_M = found.values_M.to(torch.int64) + base
             pooled_BD = F.embedding_bag(
                 values_M,
                 self.weight_RD,

@@ -10,7 +10,8 @@ from pydantic import Field
 from recsys_mtl.spec import Spec, spec
 
 Name = Annotated[str, Field(min_length=1)]
-NumBuckets = Annotated[int, Field(ge=2, le=2**31)]
+NumBuckets = Annotated[int, Field(ge=2, le=2**30)]
+NumHashes = Annotated[int, Field(ge=1, le=4)]
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -49,12 +50,17 @@ class IdFeature(Feature):
     ----------
     num_buckets
         Hash range. By default 32 times the number of distinct training values, rounded up to a power
-        of two, at least 65,536: about 3 % of the ids then share a bucket. A bucket costs 4 bytes; only
-        buckets that training rows hit get a row in the table.
+        of two, at least 65,536: about 3 % of the ids then share a bucket. A bucket costs 2 bits; only
+        buckets that training rows hit get a row in the table. With a vocabulary, the rows of the
+        ids that it lacks: by default an eighth of its size, at least 1,024.
     embedding_dim
         Width of its vectors; by default the model's.
     min_count
-        A value (strictly: its bucket) seen in fewer training rows shares the `unknown` row.
+        A value (strictly: its bucket) seen in fewer training rows shares the `unknown` row, or a
+        hashed row where there is a vocabulary.
+    vocabulary
+        Most values to give a row of their own, the most frequent first; all others are hashed into
+        `num_buckets` rows, unseen ones too. By default there is no such list.
     table
         Name of the table; features that name the same one share buckets and vectors.
         By default the feature's own name. The hash seed is derived from it.
@@ -64,12 +70,18 @@ class IdFeature(Feature):
     num_buckets: NumBuckets | None = None
     embedding_dim: Positive | None = None
     min_count: Positive = 1
+    vocabulary: Positive | None = None
     table: Name | None = None
 
     @property
     def table_name(self) -> str:
         """The table its values are looked up in."""
         return self.table or self.name
+
+    @property
+    def num_lookups(self) -> int:
+        """Rows of the table that one value looks up."""
+        return 1
 
 
 @spec
@@ -78,7 +90,23 @@ class Categorical(IdFeature, kind="categorical"):
 
     Null, the empty string and values unseen in training each have a row of their own.
     The integer 5 and the string "5" are different values.
+
+    Parameters
+    ----------
+    num_hashes
+        Rows that each value looks up, by as many independent hashes; their vectors are averaged. Two
+        values that share one row then still differ in the other, which makes a table far smaller
+        than its ids usable (Zhang et al., "Model Size Reduction Using Frequency Based Double
+        Hashing for Recommender Systems", RecSys 2020). 1 to 4.
     """
+
+    _: KW_ONLY
+    num_hashes: NumHashes = 1
+
+    @property
+    def num_lookups(self) -> int:
+        """Rows of the table that one value looks up."""
+        return self.num_hashes
 
 
 @spec
@@ -111,11 +139,19 @@ class Bag(ListFeature, kind="bag"):
         ``"mean"`` divides by the number (or the weights' sum) of the ids; ``"sum"`` does not.
     max_length
         Ids kept per row: the first ones. None keeps all.
+    num_hashes
+        As for `Categorical`.
     """
 
     _: KW_ONLY
     weights: Name | None = None
     pooling: Literal["mean", "sum"] = "mean"
+    num_hashes: NumHashes = 1
+
+    @property
+    def num_lookups(self) -> int:
+        """Rows of the table that one value looks up."""
+        return self.num_hashes
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -13,6 +13,8 @@ from recsys_mtl.schema.features import Feature, IdFeature, Name
 from recsys_mtl.schema.tasks import Binary, Task
 from recsys_mtl.spec import Spec, spec
 
+_SHARED_SETTINGS = ("num_buckets", "embedding_dim", "min_count", "num_lookups", "vocabulary")
+
 Features = Annotated[Sequence[InstanceOf[Feature]], AfterValidator(tuple)]
 Tasks = Annotated[Sequence[InstanceOf[Task]], AfterValidator(tuple)]
 
@@ -189,8 +191,13 @@ class Schema(Spec):
         for feature in self.features:
             if not isinstance(feature, IdFeature):
                 continue
+            if self.hash == "murmur3" and (feature.num_lookups > 1 or feature.vocabulary):
+                raise ValueError(
+                    f"feature {feature.name!r}: num_hashes and vocabulary need the 64 bits of"
+                    " hash 'xxh64'"
+                )
             other = first.setdefault(feature.table_name, feature)
-            for setting in ("num_buckets", "embedding_dim", "min_count"):
+            for setting in _SHARED_SETTINGS:
                 if getattr(other, setting) != getattr(feature, setting):
                     raise ValueError(
                         f"features {other.name!r} and {feature.name!r} share table"

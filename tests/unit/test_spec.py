@@ -33,11 +33,12 @@ from recsys_mtl.spec import Spec, spec
 REQUIRED = {"name": "x", "label": "y", "num_classes": 3, "dim": 2}
 
 ID = {"column": "c", "num_buckets": 1000, "embedding_dim": 4, "min_count": 2, "table": "t"}
+ID |= {"vocabulary": 9}
 LISTED = ID | {"separator": "|", "max_length": 7}
 TASK = {"label": "z", "weight": 0.5, "sample_weight": "w", "within": "p"}
 CHANGED: dict[str, dict[str, Any]] = {
-    "categorical": ID,
-    "bag": LISTED | {"weights": "w", "pooling": "sum"},
+    "categorical": ID | {"num_hashes": 2},
+    "bag": LISTED | {"weights": "w", "pooling": "sum", "num_hashes": 2},
     "history": LISTED,
     "numeric": {"column": "c", "scaling": "log", "num_quantiles": 5, "embedding_dim": 3},
     "vector": {"column": "c", "dim": 5},

@@ -9,32 +9,53 @@ import polars as pl
 import pytest
 
 from recsys_mtl.encoding.columns import (
-    count_distinct,
-    read_ids,
-    read_lists,
     read_numbers,
+    read_several,
+    read_source,
+    read_tokens,
     read_vectors,
 )
+from recsys_mtl.encoding.maps import BucketMap, count_distinct
+from recsys_mtl.encoding.sources import table_rows
 from recsys_mtl.errors import EncodingError
-from recsys_mtl.schema import Bag, Binary, Categorical, History, ListFeature, Schema, Vector
+from recsys_mtl.schema import (
+    Bag,
+    Binary,
+    Categorical,
+    History,
+    IdFeature,
+    ListFeature,
+    Schema,
+    Vector,
+)
 
 SCHEMA = Schema(context=[Categorical("c")], tasks=[Binary("y", label="y")])
 BUCKETS = 1 << 20
+ROWS = BucketMap(BUCKETS, np.arange(BUCKETS))
+"""Keeps all buckets: a value's row is 3 + its bucket."""
 NAN, INF = float("nan"), float("inf")
 LISTS = [["a", "b", "c"], None, [], ["a"], ["b", "b", "a value too long for a view"]]
+
+
+def read_ids(schema: Schema, feature: Categorical, frame: pl.DataFrame):
+    return table_rows([read_source(schema, feature, frame[feature.source], ROWS)])[:, 0]
+
+
+def distinct(frame: pl.DataFrame, feature: IdFeature):
+    return count_distinct(read_tokens(SCHEMA, feature, frame)[0])
 
 
 def code(value: Any, table: str = "x"):
     if value is None:
         return 0
     frame = pl.DataFrame({"v": [value]})
-    return int(read_ids(SCHEMA, Categorical("v", table=table), frame, BUCKETS)[0])
+    return int(read_ids(SCHEMA, Categorical("v", table=table), frame)[0])
 
 
 def read(feature: ListFeature, values: Any, **others: Any):
     """Read a list column as one list of (code, weight) per row."""
     frame = pl.DataFrame({feature.source: values, **others})
-    found = read_lists(SCHEMA, feature, frame, BUCKETS)
+    found = read_several(SCHEMA, feature, frame, ROWS)
     pairs = list(zip(found.values.tolist(), found.weights.tolist(), strict=True))
     assert found.offsets.dtype == np.int64
     assert found.weights.dtype == np.float32
@@ -97,7 +118,7 @@ def test_white_space_around_pieces_is_no_part_of_them():
     values = ["a, b", " b,\ta b\n", " , ", "a,b"]
     expected = weighed([["a", "b"], ["b", "a b"], [], ["a", "b"]], mean)
     assert read(Bag("x", separator=","), values) == expected
-    assert count_distinct(pl.DataFrame({"x": values}), Bag("x", separator=",")) == 3
+    assert distinct(pl.DataFrame({"x": values}), Bag("x", separator=",")) == 3
     assert read(Bag("x", separator=", "), ["a, b,c"]) == weighed([["a", "b,c"]], mean)
 
 
@@ -180,7 +201,7 @@ def test_no_rows_have_one_offset():
 )
 def test_bad_list_column_is_named(feature: Any, columns: Any, text: str):
     with pytest.raises(EncodingError, match=re.escape(text)):
-        read_lists(SCHEMA, feature, pl.DataFrame(columns), BUCKETS)
+        read_several(SCHEMA, feature, pl.DataFrame(columns), ROWS)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +211,7 @@ def test_column_that_holds_no_ids_is_named(dtype: pl.DataType):
     values = [[1]] if isinstance(dtype, pl.List) else [1]
     frame = pl.DataFrame({"c": pl.Series(values).cast(dtype)})
     with pytest.raises(EncodingError, match=r"^Feature 'x' reads column 'c': "):
-        read_ids(SCHEMA, Categorical("x", column="c"), frame, BUCKETS)
+        read_ids(SCHEMA, Categorical("x", column="c"), frame)
 
 
 def test_table_and_hash_choose_the_code():
@@ -198,21 +219,17 @@ def test_table_and_hash_choose_the_code():
     murmur = Schema(context=[Categorical("v")], tasks=SCHEMA.tasks, hash="murmur3")
     feature = Categorical("v")
     assert code("a", table="v") != code("a", table="other")
-    assert read_ids(murmur, feature, frame, BUCKETS)[0] != code("a", table="v")
+    assert read_ids(murmur, feature, frame)[0] != code("a", table="v")
 
 
 def test_distinct_values_are_counted_without_null():
     frame = pl.DataFrame(
         {"v": ["a", "b", "a", None, ""], "x": LISTS, "j": ["a|b", "b|", "", "|", None]}
     )
-    assert count_distinct(frame, Categorical("v")) == 3
-    assert count_distinct(frame, Bag("x")) == 4
-    assert count_distinct(frame, Bag("j", separator="|")) == 2
-    assert (
-        count_distinct(frame.clear(), Bag("x"))
-        == count_distinct(frame.clear(), Categorical("v"))
-        == 0
-    )
+    assert distinct(frame, Categorical("v")) == 3
+    assert distinct(frame, Bag("x")) == 4
+    assert distinct(frame, Bag("j", separator="|")) == 2
+    assert distinct(frame.clear(), Bag("x")) == distinct(frame.clear(), Categorical("v")) == 0
 
 
 @pytest.mark.parametrize(

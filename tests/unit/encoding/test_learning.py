@@ -5,10 +5,16 @@ import pytest
 from sklearn.preprocessing import KBinsDiscretizer, StandardScaler
 
 from recsys_mtl.encoding.hashing import EMPTY_ROW, NULL_ROW, UNKNOWN_ROW
-from recsys_mtl.encoding.learning import BucketMap, NumericScale, default_buckets
+from recsys_mtl.encoding.learning import NumericScale
+from recsys_mtl.encoding.maps import BucketMap, default_buckets
+from recsys_mtl.encoding.sources import place_tokens, table_rows
 from recsys_mtl.schema import Numeric
 
 NAN = float("nan")
+
+
+def rows_of(scale: NumericScale, numbers):
+    return table_rows([scale.source(numbers)])[:, 0]
 
 
 def values(seed: int = 0):
@@ -58,13 +64,13 @@ def test_quantile_buckets_are_those_of_scikit_learn():
         8, encode="ordinal", strategy="quantile", quantile_method="linear", subsample=None
     ).fit(train[:, None])
     expected = reference.transform(new[:, None])[:, 0].astype(int) + 3
-    assert scale.rows(new).tolist() == expected.tolist()
+    assert rows_of(scale, new).tolist() == expected.tolist()
 
 
 def test_number_on_an_edge_belongs_to_the_bucket_above():
     scale = NumericScale.fit(Numeric("x", num_quantiles=4), np.array([0.0, 1, 2, 3, 4]))
     assert scale.edges.tolist() == [1, 2, 3]
-    assert scale.rows(np.array([-9, 0.9, 1, 1.5, 2, 3, 99, NAN])).tolist() == [
+    assert rows_of(scale, np.array([-9, 0.9, 1, 1.5, 2, 3, 99, NAN])).tolist() == [
         3, 3, 4, 4, 5, 6, 6, NULL_ROW,
     ]  # fmt: skip
 
@@ -75,7 +81,7 @@ def test_equal_edges_are_merged():
     assert scale.edges[0] == 0
     assert scale.edges[-1] == 1
     assert len(set(scale.edges)) == len(scale.edges) < 31
-    assert scale.rows(np.array([0.0]))[0] != scale.rows(np.array([1.0]))[0]
+    assert rows_of(scale, np.array([0.0]))[0] != rows_of(scale, np.array([1.0]))[0]
 
 
 @pytest.mark.parametrize("scaling", ["quantile", "standard", "log"])
@@ -83,7 +89,7 @@ def test_equal_edges_are_merged():
 def test_column_without_spread_gives_finite_inputs(scaling, train):
     scale = NumericScale.fit(Numeric("x", scaling=scaling), np.array(train))
     new = np.array([0.1, 0.2, NAN])
-    rows = scale.rows(new)
+    rows = rows_of(scale, new)
     assert rows.max() < scale.num_rows
     assert np.isfinite(scale.dense(new)).all()
 
@@ -109,14 +115,19 @@ def test_default_range_is_32_buckets_a_value_rounded_up(distinct, buckets):
     assert default_buckets(distinct) == buckets
 
 
+def token(bucket: int):
+    """A hash that falls into this one of 2**20 buckets."""
+    return (bucket << 44) + 5
+
+
 def test_bucket_map_gives_rows_to_the_buckets_seen_often_enough():
-    counts = np.array([9, 9, 9, 0, 1, 2, 3, 0], dtype=np.int32)  # three reserved, five buckets
-    codes = np.arange(8)
-    all_seen = BucketMap.from_counts(counts, min_count=1)
+    tokens = np.array([0, 1, *map(token, (7, 9, 70, 9))], np.uint64)
+    uses = np.array([50, 50, 1, 1, 3, 1])
+    asked = np.array([0, 1, *map(token, (6, 7, 9, 64, 70, 71, 2**20 - 1))], np.uint64)
+    all_seen = BucketMap.learn(tokens, uses, num_buckets=2**20)
     assert all_seen.num_rows == 6
-    assert all_seen.rows(codes).tolist() == [
-        NULL_ROW, UNKNOWN_ROW, EMPTY_ROW, UNKNOWN_ROW, 3, 4, 5, UNKNOWN_ROW,
+    assert place_tokens(asked, all_seen.placement(0, "xxh64")).tolist() == [
+        NULL_ROW, EMPTY_ROW, UNKNOWN_ROW, 3, 4, UNKNOWN_ROW, 5, UNKNOWN_ROW, UNKNOWN_ROW,
     ]  # fmt: skip
-    twice = BucketMap.from_counts(counts, min_count=2)
-    assert twice.rows(codes).tolist() == [0, 1, 2, 1, 1, 3, 4, 1]
-    assert twice.rows(codes).dtype == np.int64
+    twice = BucketMap.learn(tokens, uses, num_buckets=2**20, min_count=2)
+    assert place_tokens(asked, twice.placement(0, "xxh64")).tolist() == [0, 2, 1, 1, 3, 1, 4, 1, 1]
