@@ -1,4 +1,4 @@
-"""The command `recsys-mtl`: train, evaluate, score, describe."""
+"""The command `recsys-mtl`: train, evaluate, score, describe, collisions."""
 
 from __future__ import annotations
 
@@ -116,6 +116,29 @@ def describe(model: ModelFolder) -> None:
     from recsys_mtl.estimator import load
 
     typer.echo(describe_model(load(model, device="cpu")))
+
+
+@app.command()
+@_plain_errors
+def collisions(
+    model: ModelFolder,
+    table: Table,
+    users: Users = None,
+    items: Items = None,
+    where: Where = None,
+) -> None:
+    """Say which ids of a TABLE share a row in MODEL, and how much of the traffic that touches."""
+    from recsys_mtl.describe import describe_collisions
+    from recsys_mtl.encoding import collision_report
+    from recsys_mtl.estimator import load
+
+    ranker = load(model, device="cpu")
+    report = collision_report(
+        ranker.scorer.encoder,
+        _rows(table, users, items, where),
+        embedding_dim=ranker.settings_.embedding_dim,
+    )
+    typer.echo(describe_collisions(report))
 
 
 def _rows(table: str, users: str | None, items: str | None, condition: str | None) -> object:

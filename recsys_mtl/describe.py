@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import polars as pl
+
 from recsys_mtl.estimator import MultiTaskRanker
 from recsys_mtl.schema import Feature, IdFeature, Task
 
@@ -37,6 +39,36 @@ def describe_model(ranker: MultiTaskRanker) -> str:
         lines.append(f"validation, epoch {ranker.best_epoch_}")
         lines += [f"  {line}" for line in str(ranker.valid_report_).splitlines()]
     return "\n".join(lines)
+
+
+def describe_collisions(report: pl.DataFrame) -> str:
+    """Lay out what `collision_report` returned: a line per table, shares in per cent."""
+    shares = ("expected", "observed", "traffic", "unknown")
+    lines = [["table", "distinct", "buckets", "rows", *shares, "map", "memory", "suggested"]]
+    for row in report.iter_rows(named=True):
+        names, size = row["features"], row["suggested"]
+        lines.append(
+            [
+                row["table"] if names == [row["table"]] else f"{row['table']} ({', '.join(names)})",
+                *(f"{row[name]:,}" for name in ("distinct", "buckets", "rows")),
+                *(f"{row[name]:.2%}" for name in shares),
+                *(_memory(row[name]) for name in ("map_bytes", "table_bytes")),
+                "over 2**30" if size is None else f"{size:,}",
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [line[0].ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        )
+        for line in lines
+    )
+
+
+def _memory(num_bytes: int) -> str:
+    power = min((max(num_bytes, 1).bit_length() - 1) // 10, 3)
+    return f"{num_bytes / 1024**power:,.{min(power, 1)}f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 def _features(features: Sequence[Feature]) -> str:

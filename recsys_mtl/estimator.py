@@ -15,7 +15,7 @@ from pydantic import Field
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 
-from recsys_mtl.encoding import OBSERVED, Batch, Encoder, absent_notes
+from recsys_mtl.encoding import OBSERVED, Batch, Encoder, absent_notes, warm
 from recsys_mtl.errors import EncodingError, ModelDirError, NotFittedError, SchemaError
 from recsys_mtl.metrics import Measurement, Report
 from recsys_mtl.model_dir import ModelDir, read_model_dir, write_model_dir
@@ -269,6 +269,8 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
 def load(path: str | Path, *, device: str = "auto") -> MultiTaskRanker:
     """Load a model folder that `MultiTaskRanker.save` wrote; no code in it is run.
 
+    The kernels that encode rows are made ready here, so that the first request does not wait for them.
+
     Parameters
     ----------
     path
@@ -283,6 +285,7 @@ def load(path: str | Path, *, device: str = "auto") -> MultiTaskRanker:
     """
     where = find_device(device)
     found = read_model_dir(path)
+    warm()
     try:
         schema = Schema.from_dict(found.schema, path="schema")
         settings = Settings.from_dict(found.model, path="model")

@@ -10,6 +10,8 @@ from recsys_mtl.encoding.batch import (
     Ragged,
     absent_notes,
 )
+from recsys_mtl.encoding.cache import EncodedCache
+from recsys_mtl.encoding.collisions import collision_report
 from recsys_mtl.encoding.encoder import Encoder, InputLayout, TableSize
 from recsys_mtl.encoding.hashing import (
     EMPTY_ROW,
@@ -19,6 +21,7 @@ from recsys_mtl.encoding.hashing import (
     UNKNOWN_ROW,
     hash64,
     hash_column,
+    hash_lists,
     hash_table,
     table_seed,
     warm,
@@ -35,14 +38,17 @@ __all__ = [
     "UNKNOWN_ROW",
     "Batch",
     "Block",
+    "EncodedCache",
     "Encoder",
     "InputLayout",
     "Part",
     "Ragged",
     "TableSize",
     "absent_notes",
+    "collision_report",
     "hash64",
     "hash_column",
+    "hash_lists",
     "hash_table",
     "table_seed",
     "warm",

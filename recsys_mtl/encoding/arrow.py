@@ -106,7 +106,7 @@ def as_arrow(column: Any) -> pa.Array | pa.ChunkedArray:
     Raises
     ------
     EncodingError
-        If Arrow has no one type for its values.
+        If Arrow has no one type for its values, or a string is no valid text.
     TypeError
         If it is no column.
     """
@@ -114,10 +114,12 @@ def as_arrow(column: Any) -> pa.Array | pa.ChunkedArray:
         return column
     try:
         if isinstance(column, pl.Series):
+            if column.dtype == pl.Object:  # of which the capsule holds addresses
+                raise pa.ArrowInvalid("they are Python objects")
             return pa.chunked_array(column)  # by the capsule: strings stay views
-        if type(column).__module__.startswith("pandas"):
+        if type(column).__module__.startswith("pandas") and getattr(column, "ndim", 0) == 1:
             return pa.Array.from_pandas(column)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
         raise EncodingError(f"Arrow has no type for the column's values: {error}") from error
     raise TypeError(
         "A column must be a polars or pandas series or an Arrow array."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -150,3 +150,10 @@ class Batch:
     states: npt.NDArray[np.uint8] | None = None
     weights: FloatArray | None = None
     absent: dict[str, int] = field(default_factory=dict)
+
+    def flat(self) -> Batch:
+        """Return the same rows with every part widened to one row per interaction."""
+        parts = [
+            part if part.rows is None else Part(part.block.take(part.rows)) for part in self.parts
+        ]
+        return replace(self, parts=tuple(parts))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import numpy as np
 import polars as pl
 
-from recsys_mtl.encoding.batch import Batch, Block, FloatArray, Part, Ragged
+from recsys_mtl.encoding.batch import Batch, Block, FloatArray, IntArray, Part, Ragged
 from recsys_mtl.encoding.columns import read_numbers, read_several, read_source, read_vectors
+from recsys_mtl.encoding.keys import ABSENT, KeyIndex
 from recsys_mtl.encoding.labels import read_labels
 from recsys_mtl.encoding.learning import Array, Learned, Sample, learn
 from recsys_mtl.encoding.sources import Source, table_rows
 from recsys_mtl.errors import EncodingError, NotFittedError
-from recsys_mtl.reading import ABSENT, KeyIndex, Rows, SideTable, require, scan
+from recsys_mtl.reading import Rows, SideTable, require, scan
 from recsys_mtl.schema import Feature, IdFeature, ListFeature, Numeric, Schema, Side, Vector
 
 Labels = Literal["required", "none"]
@@ -55,6 +56,54 @@ class _EncodedSide:
     frame: pl.DataFrame
     index: KeyIndex
     block: Block
+
+
+@dataclass(frozen=True)
+class WholePart:
+    """One side of a chunk beside the whole of its side table, if it has one.
+
+    Parameters
+    ----------
+    block
+        The encoded features; those of a side table are one object in all chunks.
+    rows
+        As in `Part`, but a row may also be one of `extra`, which are numbered on after the block's.
+    extra
+        Features of the keys that the side table lacks, if there are any.
+    """
+
+    block: Block
+    rows: IntArray | None = None
+    extra: Block | None = None
+
+    def narrow(self) -> Part:
+        """Return one block; with extra rows only those in use: a chunk must not cost the table."""
+        if self.rows is None or self.extra is None:
+            return Part(self.block, self.rows)
+        places, lost = self.rows.copy(), self.rows >= len(self.block)
+        used, places[~lost] = np.unique(places[~lost], return_inverse=True)
+        places[lost] += used.size - len(self.block)
+        return Part(Block.concat([self.block.take(used), self.extra]), places)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Encoded interactions whose side tables are whole, for a writer that keeps each table once.
+
+    Parameters
+    ----------
+    parts
+        As in `Batch`, before they are narrowed.
+    rest
+        All else of the batch; it has no parts.
+    """
+
+    parts: tuple[WholePart, ...]
+    rest: Batch
+
+    def batch(self) -> Batch:
+        """Return the batch."""
+        return replace(self.rest, parts=tuple(part.narrow() for part in self.parts))
 
 
 class Encoder:
@@ -97,7 +146,7 @@ class Encoder:
         opened = scan(rows)
         frame = opened.frame(self._columns(opened, "required"))
         self._learn(opened, frame)
-        return self._encode(opened, frame, "required", {})
+        return self._encode(opened, frame, "required", {}).batch()
 
     def encode(self, rows: Any, *, labels: Labels = "required") -> Batch:
         """Encode all rows at once.
@@ -110,22 +159,35 @@ class Encoder:
             ``"none"`` leaves label columns unread: scoring needs none.
         """
         opened = scan(rows)
-        return self._encode(opened, opened.frame(self._columns(opened, labels)), labels, {})
+        frame = opened.frame(self._columns(opened, labels))
+        return self._encode(opened, frame, labels, {}).batch()
 
     def batches(
         self, rows: Any, *, chunk_rows: int = 1 << 18, labels: Labels = "none"
     ) -> Iterator[Batch]:
         """Encode rows in order, at most `chunk_rows` at a time; an empty table gives one batch."""
+        for chunk in self.chunks(rows, chunk_rows=chunk_rows, labels=labels):
+            yield chunk.batch()
+
+    def chunks(
+        self, rows: Any, *, chunk_rows: int = 1 << 18, labels: Labels = "none"
+    ) -> Iterator[Chunk]:
+        """Encode rows as `batches` does, side tables left whole."""
         opened = scan(rows)
         sides: dict[str, _EncodedSide] = {}
         start = 0
         for frame in opened.frames(self._columns(opened, labels), chunk_rows=chunk_rows):
             try:
-                batch = self._encode(opened, frame, labels, sides)
+                chunk = self._encode(opened, frame, labels, sides)
             except EncodingError as error:
                 raise EncodingError(f"In the chunk that begins at row {start}: {error}") from error
             start += frame.height
-            yield batch
+            yield chunk
+
+    def samples(self, rows: Any) -> list[tuple[Sequence[Feature], list[Sample]]]:
+        """Read rows as `fit` does: for each group of features the frames it learns from."""
+        opened = scan(rows)
+        return self._samples(opened, opened.frame(self._columns(opened, "none")))
 
     @property
     def learned(self) -> Learned:
@@ -199,6 +261,11 @@ class Encoder:
             raise EncodingError(
                 "The interactions must hold rows to train on. Found an empty table."
             )
+        self._learned = learn(self.schema, self._samples(rows, frame))
+
+    def _samples(
+        self, rows: Rows, frame: pl.DataFrame
+    ) -> list[tuple[Sequence[Feature], list[Sample]]]:
         once = np.ones(frame.height, dtype=np.int64)
         samples: list[tuple[Sequence[Feature], list[Sample]]] = []
         for _, side, table in self._sides(rows):
@@ -213,15 +280,16 @@ class Encoder:
             lost = Sample(_only_keys(known, frame[side.key].filter(~found)), once[~found])
             samples.append((side.features, [used, lost]))
         samples.append((self.schema.context, [Sample(frame, once)]))
-        self._learned = learn(self.schema, samples)
+        return samples
 
     def _encode(
         self, rows: Rows, frame: pl.DataFrame, labels: Labels, sides: dict[str, _EncodedSide]
-    ) -> Batch:
-        parts, absent = [], {}
+    ) -> Chunk:
+        parts: list[WholePart] = []
+        absent: dict[str, int] = {}
         for name, side, table in self._sides(rows):
             if table is None:
-                parts.append(Part(self._block(side.features, frame)))
+                parts.append(WholePart(self._block(side.features, frame)))
                 continue
             if name not in sides:
                 known = table.frame(side.key, _columns_of(side.features))
@@ -230,25 +298,23 @@ class Encoder:
             part, absent[name] = self._place(side, sides[name], frame[side.key])
             parts.append(part)
         if self.schema.context:
-            parts.append(Part(self._block(self.schema.context, frame)))
+            parts.append(WholePart(self._block(self.schema.context, frame)))
         keys = frame.select(self.schema.keys)
         if labels == "none":
-            return Batch(frame.height, tuple(parts), keys, absent=absent)
+            return Chunk(tuple(parts), Batch(frame.height, (), keys, absent=absent))
         read = read_labels(frame, self.schema.tasks)
-        return Batch(frame.height, tuple(parts), keys, *read, absent)
+        return Chunk(tuple(parts), Batch(frame.height, (), keys, *read, absent))
 
-    def _place(self, side: Side, encoded: _EncodedSide, keys: pl.Series) -> tuple[Part, int]:
+    def _place(self, side: Side, encoded: _EncodedSide, keys: pl.Series) -> tuple[WholePart, int]:
         """Refer each key to its row; keys the side table lacks get rows of their own at the end."""
         places = encoded.index.locate(keys)
         lost = places == ABSENT
         count = int(lost.sum())
         if count == 0:
-            return Part(encoded.block, places), 0
+            return WholePart(encoded.block, places), 0
         extra = self._block(side.features, _only_keys(encoded.frame, keys.filter(lost)))
-        # Only the rows in use are copied: a chunk must not cost the whole side table.
-        used, places[~lost] = np.unique(places[~lost], return_inverse=True)
-        places[lost] = used.size + np.arange(count)
-        return Part(Block.concat([encoded.block.take(used), extra]), places), count
+        places[lost] = len(encoded.block) + np.arange(count)
+        return WholePart(encoded.block, places, extra), count
 
     def _block(self, features: Sequence[Feature], frame: pl.DataFrame) -> Block:
         learned = self.learned

@@ -14,15 +14,20 @@ Multiply-shift instead of modulo: Lemire, "Fast Random Integer Generation in an 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from operator import index
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 
 from recsys_mtl.encoding import digests
-from recsys_mtl.encoding.arrow import as_arrow
+from recsys_mtl.encoding.arrow import as_arrow, view_lists
 from recsys_mtl.encoding.kernels import EMPTY_ROW, NULL_ROW, NUM_RESERVED, UNKNOWN_ROW
+from recsys_mtl.encoding.maps import VocabularyMap
 from recsys_mtl.encoding.sources import (
     ALGORITHMS,
     Algorithm,
@@ -35,6 +40,7 @@ from recsys_mtl.encoding.sources import (
     table_rows,
 )
 from recsys_mtl.errors import EncodingError
+from recsys_mtl.tables import kind_of
 
 __all__ = [
     "EMPTY_ROW",
@@ -45,6 +51,7 @@ __all__ = [
     "Algorithm",
     "hash64",
     "hash_column",
+    "hash_lists",
     "hash_table",
     "murmur3_32",
     "table_seed",
@@ -74,7 +81,7 @@ def xxh64(data: bytes, seed: int = 0) -> int:
         The hash, in [0, 2**64).
     """
     buffer = pa.py_buffer(data)
-    return int(digests.xxh64_key(buffer.address, len(data), np.uint64(seed & _SEED_MASK)))
+    return int(digests.xxh64_key(buffer.address, len(data), np.uint64(index(seed) & _SEED_MASK)))
 
 
 def murmur3_32(data: bytes, seed: int = 0) -> int:
@@ -93,7 +100,7 @@ def murmur3_32(data: bytes, seed: int = 0) -> int:
         The hash, in [0, 2**32).
     """
     buffer = pa.py_buffer(data)
-    return int(digests.murmur3_key(buffer.address, len(data), np.uint64(seed & _SEED_MASK)))
+    return int(digests.murmur3_key(buffer.address, len(data), np.uint64(index(seed) & _SEED_MASK)))
 
 
 def table_seed(name: str) -> int:
@@ -155,9 +162,8 @@ def hash64(
     [4105715581806190027, 0]
     """
     _check_options(algorithm, num_threads)
-    placement = Placement(seed & _SEED_MASK, algorithm)
-    found = column_hashes(as_arrow(column), placement, as_tokens=False, num_threads=num_threads)
-    return found
+    placement = Placement(index(seed) & _SEED_MASK, algorithm)
+    return column_hashes(as_arrow(column), placement, as_tokens=False, num_threads=num_threads)
 
 
 def hash_column(
@@ -202,6 +208,41 @@ def hash_column(
     return table_rows([source], num_threads=num_threads)[:, 0]
 
 
+def hash_lists(
+    column: Any,
+    *,
+    name: str,
+    num_rows: int,
+    algorithm: Algorithm = "xxh64",
+    num_threads: int | None = None,
+) -> tuple[Rows, npt.NDArray[np.int64]]:
+    """Map every item of a list column as `hash_column` does.
+
+    Parameters
+    ----------
+    column
+        A column of type list, large_list or fixed_size_list, as for `hash64`.
+    name, num_rows, algorithm, num_threads
+        As for `hash_column`.
+
+    Returns
+    -------
+    rows : ndarray of int32, shape (m,)
+        Table rows of the items of all n lists, one list after another.
+    offsets : ndarray of int64, shape (n + 1,)
+        Where each list's items begin, and the end of the last. A null list has no items.
+
+    Raises
+    ------
+    EncodingError, TypeError, ValueError
+        As for `hash64`.
+    """
+    _check_options(algorithm, num_threads)
+    listed = view_lists(as_arrow(column))
+    source = id_source(listed.values, _hashed_rows(name, num_rows, algorithm))
+    return table_rows([source], num_threads=num_threads)[:, 0], listed.offsets
+
+
 def hash_table(
     table: Any,
     *,
@@ -215,14 +256,15 @@ def hash_table(
     Parameters
     ----------
     table
-        A polars or pandas frame, or an Arrow table or record batch. Each column's name is its seed.
+        A polars or pandas frame, or an Arrow table or record batch. Each column's name gives its
+        seed.
     num_rows
         Rows of each column's table: one number for all, or one per column; columns that are not
         named are left out.
     algorithm, num_threads
         As for `hash64`.
     out
-        Written to and returned if given: int32, C-contiguous, of the result's shape.
+        Written to and returned if given: int32, C-contiguous, writable, of the result's shape.
 
     Returns
     -------
@@ -232,27 +274,30 @@ def hash_table(
     Raises
     ------
     EncodingError, TypeError, ValueError
-        As for `hash64`; an `EncodingError` names the column.
+        As for `hash64`; an `EncodingError` names the column, also where the table lacks it.
     """
     _check_options(algorithm, num_threads)
-    names = list(num_rows) if isinstance(num_rows, Mapping) else _column_names(table)
-    sizes = num_rows if isinstance(num_rows, Mapping) else dict.fromkeys(names, num_rows)
-    if not names:
+    found = _column_names(table)
+    sizes = num_rows if isinstance(num_rows, Mapping) else dict.fromkeys(found, num_rows)
+    if not sizes:
         raise ValueError("The table must have at least one column to hash.")
+    counts = Counter(found)
     sources = []
-    for name in names:
+    for name, size in sizes.items():
+        if counts[name] != 1:
+            raise EncodingError(
+                f"The table must have one column {name!r}. Found {counts[name]}; columns: {found}."
+            )
         try:
-            column = as_arrow(table[name])
-            sources.append(id_source(column, _hashed_rows(name, sizes[name], algorithm)))
+            sources.append(id_source(as_arrow(table[name]), _hashed_rows(name, size, algorithm)))
         except EncodingError as error:
             raise EncodingError(f"Column {name!r}: {error}") from None
-    shape = sources[0].num_rows, len(names)
-    if out is not None and (
-        out.shape != shape or out.dtype != np.int32 or not out.flags.c_contiguous
-    ):
+    shape = sources[0].num_rows, len(sources)
+    # `carray`: contiguous, aligned and writable. Kernels are compiled for such arrays only.
+    if out is not None and (out.shape != shape or out.dtype != np.int32 or not out.flags.carray):
         raise ValueError(
-            f"out must be a C-contiguous int32 array of shape {shape}. Found {out.dtype} of shape"
-            f" {out.shape}."
+            f"out must be a writable, C-contiguous int32 array of shape {shape}. Found {out.dtype}"
+            f" of shape {out.shape}{'' if out.flags.writeable else ', read-only'}."
         )
     return table_rows(sources, out=out, num_threads=num_threads)
 
@@ -263,23 +308,35 @@ def warm() -> None:
     Takes a few seconds the first time on a machine, below one second afterwards; where no cache can
     be written, every process compiles. Loading a model does it.
     """
-    placement = Placement(0, num_buckets=1)
+    placement = Placement(table_seed(""), num_buckets=1)
     column = pa.array(["a"])
     table_rows([id_source(column, placement)])
-    place_tokens(column_hashes(column, placement, as_tokens=True), placement)
+    tokens = column_hashes(column, placement, as_tokens=True)
+    place_tokens(tokens, placement)
+    VocabularyMap(1, tokens)
     murmur3_32(b"")
 
 
 def _hashed_rows(name: str, num_rows: int, algorithm: Algorithm) -> Placement:
-    if not 2 <= num_rows <= _MAX_ROWS:
+    if not 2 <= index(num_rows) <= _MAX_ROWS:
         raise ValueError(f"num_rows must be between 2 and {_MAX_ROWS}, got {num_rows}.")
     return Placement(table_seed(name), algorithm, num_rows - 1, first_bucket=1, empty_apart=False)
 
 
-def _column_names(table: Any) -> list[str]:
+def _column_names(table: Any) -> list[Any]:
     if isinstance(table, pa.Table | pa.RecordBatch):
-        return list(table.column_names)
-    return list(table.columns)
+        names = list(table.column_names)
+    elif isinstance(table, pl.DataFrame) or (kind_of(table) == "pandas" and table.ndim == 2):
+        names = list(table.columns)
+    else:
+        raise TypeError(
+            "A table must be a polars or pandas frame, an Arrow table or record batch. Found"
+            f" {type(table).__name__}."
+        )
+    others = [name for name in names if not isinstance(name, str)]
+    if others:
+        raise TypeError(f"Names of columns must be strings, which are hashed. Found {others[0]!r}.")
+    return names
 
 
 def _check_options(algorithm: str, num_threads: int | None) -> None:

@@ -19,20 +19,23 @@ from numba.extending import intrinsic
 
 from recsys_mtl.compiled import compiled
 from recsys_mtl.encoding import arrow
+from recsys_mtl.encoding.cutting import (
+    BLOCK,
+    cut_slices,
+    cut_views,
+    load_views,
+    read_integers,
+    spread_validity,
+)
 from recsys_mtl.encoding.digests import (
     LOW32,
     U0,
     U1,
     U2,
-    U3,
     U7,
     U8,
     U32,
-    U56,
-    Integer,
     helper,
-    load8,
-    load16,
     load32,
     load64,
     murmur3_key,
@@ -58,9 +61,6 @@ SLOTS, SLOT_MASK = 14, 15  # address of the vocabulary: token and row by turns
 TABLE, TABLE_SIZE = 16, 17  # a dictionary's entries and a 0 for null; or the edges of numbers
 NUM_FIELDS: Final = 18
 
-_BLOCK: Final = 256
-_MILLISECONDS_PER_DAY: Final = 86_400_000
-_INLINE: Final = np.uint64(12)
 _U63: Final = np.uint64(63)
 
 
@@ -90,119 +90,26 @@ _load_float: Any = intrinsic(_float_loader)
 
 
 @helper
-def _spread_validity(fields: Any, valid: Any, start: int, count: int) -> Any:
-    """Write a block's validity bits as words of all ones or zeros; return those of its keys."""
-    skipped = start & 7
-    if fields[VALIDITY] == 0:
-        valid[: skipped + count] = ~U0
-        return valid[skipped : skipped + count]
-    # Byte by byte: the eight shifts of one byte are one vector operation.
-    for byte in range((skipped + count + 7) >> 3):
-        bits = load8(fields[VALIDITY], (start >> 3) + byte)
-        for bit in range(8):
-            valid[8 * byte + bit] = U0 - ((bits >> np.uint64(bit)) & U1)
-    return valid[skipped : skipped + count]
-
-
-@helper
-def _cut_key(planes: Any, key: int, address: int, length: Integer, floor: int) -> None:
-    """Cut a key into up to three whole words and a zero-padded rest.
-
-    The rest is the end of the word that ends with the key; `floor` is where its buffer begins.
-    """
-    first, second, third, tails, lengths, _ = planes
-    lengths[key] = np.uint64(length)
-    final = address + length - 8
-    if final >= floor:
-        # A word that the key does not have is not looked at: any place in the buffer will do.
-        first[key] = load64(min(address, final), 0)
-        second[key] = load64(min(address + 8, final), 0)
-        third[key] = load64(min(address + 16, final), 0)
-        # Two shifts: one by 64, for an empty rest, is undefined.
-        tails[key] = (load64(final, 0) >> U8) >> (U56 - ((np.uint64(length) & U7) << U3))
-    else:
-        rest = U0
-        for place in range(length):
-            rest |= load8(address, place) << np.uint64(8 * place)
-        tails[key] = rest
-
-
-@helper
-def _cut_slices(
-    planes: Any, places: Any, kind: int, width: int, values: int, offsets: int, start: int
-) -> None:
-    """Cut the keys between consecutive offsets, or of a fixed width."""
-    for key in range(places.size):
-        row = start + key
-        if kind == arrow.OFFSETS_32:
-            begin, end = load32(offsets, 4 * row), load32(offsets, 4 * row + 4)
-        elif kind == arrow.OFFSETS_64:
-            begin, end = load64(offsets, 8 * row), load64(offsets, 8 * row + 8)
-        else:
-            begin, end = np.uint64(width * row), np.uint64(width * row + width)
-        places[key] = values + np.int64(begin)
-        _cut_key(planes, key, places[key], np.int64(end - begin), values)
-
-
-@helper
-def _cut_views(planes: Any, places: Any, values: int, buffers: int, valid: Any, start: int) -> None:
-    """Cut the keys behind 16-byte views; a view under a null may be garbage and is not followed."""
-    first, second, third, tails, lengths, _ = planes
-    for key in range(valid.size):
-        low, high = load64(values, 16 * (start + key)), load64(values, 16 * (start + key) + 8)
-        first[key], second[key], third[key] = low, high, high
-        lengths[key] = low & LOW32 & valid[key]
-    num_long = 0
-    for key in range(valid.size):
-        low, high, length = first[key], second[key], lengths[key]
-        word = (low >> U32) | (high << U32)
-        rest = word if length < U8 else high >> U32
-        first[key] = word
-        tails[key] = rest & ((U1 << ((length & U7) << U3)) - U1)
-        # Longer keys, not inline, are noted without a branch and followed afterwards.
-        places[_BLOCK + num_long] = key
-        num_long += 1 if length > _INLINE else 0
-    for number in range(num_long):
-        key = places[_BLOCK + number]
-        buffer = load64(buffers, 8 * np.int64(third[key] & LOW32))
-        places[key] = np.int64(buffer + (third[key] >> U32))
-        _cut_key(planes, key, places[key], np.int64(lengths[key]), 0)
-
-
-@helper
-def _read_integers(words: Any, kind: int, width: int, values: int, start: int, count: int) -> None:
-    """Widen integers, booleans and dates to 64 bits."""
-    sign = U0 if kind == arrow.UNSIGNED or width == 8 else U1 << np.uint64(8 * width - 1)
-    for key in range(count):
-        row = start + key
-        if kind == arrow.BITS:
-            words[key] = (load8(values, row >> 3) >> np.uint64(row & 7)) & U1
-        elif width == 8:
-            words[key] = load64(values, 8 * row)
-        elif width == 4:
-            words[key] = (load32(values, 4 * row) ^ sign) - sign
-        elif width == 2:
-            words[key] = (load16(values, 2 * row) ^ sign) - sign
-        else:
-            words[key] = (load8(values, row) ^ sign) - sign
-    if kind == arrow.MILLISECONDS:
-        for key in range(count):
-            words[key] = np.uint64(np.int64(words[key]) // _MILLISECONDS_PER_DAY)
-
-
-@helper
 def _hash_block(fields: Any, planes: Any, places: Any, valid: Any, start: int) -> None:
     """Hash the values from number `start` of the buffers into the last plane."""
     count = valid.size
     kind, width, values = fields[KIND], fields[WIDTH], fields[VALUES]
-    first, _, _, tails, lengths, hashes = planes
+    first, _, _, tails, lengths, _ = planes
     if kind == arrow.VIEWS:
-        _cut_views(planes, places, values, fields[BUFFERS], valid, start)
+        load_views(planes, values, valid, start)
+        cut_views(planes, places, fields[BUFFERS], count)
     elif kind in (arrow.OFFSETS_32, arrow.OFFSETS_64, arrow.FIXED_BYTES):
-        _cut_slices(planes, places[:count], kind, width, values, fields[OFFSETS], start)
+        cut_slices(planes, places[:count], kind, width, values, fields[OFFSETS], start)
     else:
-        _read_integers(first, kind, width, values, start, count)
+        read_integers(first, kind, width, values, start, count)
         lengths[:], tails[:] = U8, U0
+    _digest_block(fields, planes, places, count)
+
+
+@helper
+def _digest_block(fields: Any, planes: Any, places: Any, count: int) -> None:
+    """Hash the keys cut into planes."""
+    lengths, hashes = planes[4], planes[5]
     most, rests = U0, U0
     for key in range(count):
         most = max(most, lengths[key])
@@ -297,7 +204,7 @@ def _place_numbers(fields: Any, start: int, out: Any) -> None:
 def _gather(fields: Any, words: Any, valid: Any, start: int, wide: bool, out: Any) -> None:
     """Write the dictionary's entry per row; a null row's code is not looked at."""
     table, size = fields[TABLE], np.uint64(fields[TABLE_SIZE])
-    _read_integers(words, fields[KIND], fields[WIDTH], fields[VALUES], start, out.size)
+    read_integers(words, fields[KIND], fields[WIDTH], fields[VALUES], start, out.size)
     for key in range(out.size):
         # The entry after the last is that of null.
         code = np.int64(min(words[key] | ~valid[key], size))
@@ -312,18 +219,18 @@ def encode_rows(columns: Any, begin: int, out: Any) -> None:
     than its hash.
     """
     num_columns = columns.shape[0]
-    table = np.zeros((6, _BLOCK), np.uint64)
+    table = np.zeros((6, BLOCK), np.uint64)
     planes = (table[0], table[1], table[2], table[3], table[4], table[5])
-    places, valid = np.zeros(2 * _BLOCK, np.int64), np.empty(_BLOCK + 16, np.uint64)
-    tile, flat = np.empty((num_columns, _BLOCK), np.int32), out.reshape(out.size)
-    for done in range(0, out.shape[0], _BLOCK):
-        count = min(_BLOCK, out.shape[0] - done)
+    places, valid = np.zeros(2 * BLOCK, np.int64), np.empty(BLOCK + 16, np.uint64)
+    tile, flat = np.empty((num_columns, BLOCK), np.int32), out.reshape(out.size)
+    for done in range(0, out.shape[0], BLOCK):
+        count = min(BLOCK, out.shape[0] - done)
         for column in range(num_columns):
             fields, target = columns[column], tile[column, :count]
             if num_columns == 1:
                 target = flat[done : done + count]
             start = fields[FIRST] + begin + done
-            present = _spread_validity(fields, valid, start, count)
+            present = spread_validity(fields[VALIDITY], valid, start, count)
             if fields[KIND] == arrow.NULLS:
                 target[:] = NULL_ROW
             elif fields[KIND] == arrow.NUMBERS:
@@ -343,13 +250,13 @@ def encode_rows(columns: Any, begin: int, out: Any) -> None:
 @compiled
 def hash_rows(fields: Any, begin: int, as_tokens: bool, out: Any) -> None:
     """Write the hashes of one column, or its tokens, from row `begin`; null is 0."""
-    table = np.zeros((6, _BLOCK), np.uint64)
+    table = np.zeros((6, BLOCK), np.uint64)
     planes = (table[0], table[1], table[2], table[3], table[4], table[5])
-    places, valid = np.zeros(2 * _BLOCK, np.int64), np.empty(_BLOCK + 16, np.uint64)
-    for done in range(0, out.size, _BLOCK):
-        target = out[done : done + _BLOCK]
+    places, valid = np.zeros(2 * BLOCK, np.int64), np.empty(BLOCK + 16, np.uint64)
+    for done in range(0, out.size, BLOCK):
+        target = out[done : done + BLOCK]
         start = fields[FIRST] + begin + done
-        present = _spread_validity(fields, valid, start, target.size)
+        present = spread_validity(fields[VALIDITY], valid, start, target.size)
         if fields[TABLE] != 0:
             _gather(fields, table[0], present, start, True, target)
             continue
@@ -363,8 +270,8 @@ def hash_rows(fields: Any, begin: int, as_tokens: bool, out: Any) -> None:
 @compiled
 def place_rows(fields: Any, tokens: Any, out: Any) -> None:
     """Write the table row of each token."""
-    for done in range(0, out.size, _BLOCK):
-        _place_block(fields, tokens[done : done + _BLOCK], out[done : done + _BLOCK])
+    for done in range(0, out.size, BLOCK):
+        _place_block(fields, tokens[done : done + BLOCK], out[done : done + BLOCK])
 
 
 @compiled

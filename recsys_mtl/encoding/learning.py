@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from recsys_mtl.encoding.batch import FloatArray
+from recsys_mtl.encoding.batch import FloatArray, IntArray
 from recsys_mtl.encoding.columns import IdType, id_type, read_numbers, read_tokens
 from recsys_mtl.encoding.kernels import NUM_RESERVED
 from recsys_mtl.encoding.maps import BucketMap, RowMap, VocabularyMap, map_from_state
-from recsys_mtl.encoding.sources import Source, number_source
+from recsys_mtl.encoding.sources import Source, Words, number_source
 from recsys_mtl.errors import EncodingError
 from recsys_mtl.schema import Feature, IdFeature, Numeric, Schema
 
@@ -165,6 +165,12 @@ def learn(schema: Schema, samples: Sequence[tuple[Sequence[Feature], list[Sample
     return Learned(maps, scales, {name: f for name, f in families.items() if f is not None})
 
 
+def read_uses(schema: Schema, feature: IdFeature, piece: Sample) -> tuple[Words, IntArray]:
+    """Hash all ids of a feature to tokens; tell how many training interactions refer to each."""
+    tokens, lengths = read_tokens(schema, feature, piece.frame)
+    return tokens, piece.uses if lengths is None else np.repeat(piece.uses, lengths)
+
+
 def _learn_family(table: str, members: Sequence[tuple[IdFeature, Sample]]) -> IdType | None:
     """Learn what kind of ids one table holds; all the features that share it must agree."""
     first: tuple[IdFeature, IdType] | None = None
@@ -184,12 +190,8 @@ def _learn_family(table: str, members: Sequence[tuple[IdFeature, Sample]]) -> Id
 def _learn_map(schema: Schema, members: Sequence[tuple[IdFeature, Sample]]) -> RowMap:
     """Learn one table's map from all the features that share it."""
     settings = members[0][0]
-    read = [read_tokens(schema, feature, piece.frame) for feature, piece in members]
-    uses = [
-        piece.uses if lengths is None else np.repeat(piece.uses, lengths)
-        for (_, lengths), (_, piece) in zip(read, members, strict=True)
-    ]
-    tokens, weights = np.concatenate([found for found, _ in read]), np.concatenate(uses)
+    read = [read_uses(schema, feature, piece) for feature, piece in members]
+    tokens, weights = (np.concatenate(parts) for parts in zip(*read, strict=True))
     if settings.vocabulary is not None:
         return VocabularyMap.learn(
             tokens,

@@ -138,8 +138,7 @@ class VocabularyMap:
     def __init__(self, num_buckets: int, tokens: Words) -> None:
         self.num_buckets = num_buckets
         self.tokens = tokens
-        self._slots = np.zeros((_power_of_two(2 * tokens.size, 2), 2), np.uint64)
-        kernels.fill_slots(tokens, NUM_RESERVED, self._slots)
+        self._slots = hash_slots(tokens)
 
     @classmethod
     def learn(
@@ -210,6 +209,13 @@ def map_from_state(values: Mapping[str, Any], array: npt.NDArray[Any]) -> RowMap
     """Rebuild a map from what its `state` returned."""
     made = {kind.kind: kind for kind in (BucketMap, VocabularyMap)}[values["kind"]]
     return made(int(values["num_buckets"]), array)
+
+
+def hash_slots(tokens: Words) -> Words:
+    """Return an open-addressing table, half empty: tokens, all different, and row 3 + their place."""
+    slots = np.zeros((_power_of_two(2 * tokens.size, 2), 2), np.uint64)
+    kernels.fill_slots(tokens, NUM_RESERVED, slots)
+    return slots
 
 
 def count_distinct(tokens: Words) -> int:

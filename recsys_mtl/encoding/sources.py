@@ -242,7 +242,7 @@ def _view(chunk: pa.Array) -> arrow.ColumnView:
         values, codes = chunk.dictionary, chunk.indices
         if pa.types.is_string_view(values.type) or pa.types.is_binary_view(values.type):
             return arrow.view_chosen(values, codes)
-        chunk = values.take(codes)
+        return _view(values.take(codes))
     return arrow.view_column(_integers_of(chunk) if pa.types.is_floating(chunk.type) else chunk)
 
 

@@ -93,10 +93,12 @@ class RowTensors:
         self.device = device
         self.num_rows = batch.num_rows
         self._parts = [_PartTensors(part.block, part.rows, device) for part in batch.parts]
-        self._targets: Targets | None = None
+        self._targets: tuple[Tensor, Tensor, Tensor] | None = None
         if batch.labels is not None and batch.states is not None and batch.weights is not None:
-            weights = np.where(batch.states == OBSERVED, batch.weights, np.float32(0))
-            self._targets = Targets(_tensor(batch.labels, device), _tensor(weights, device))
+            labels, states, weights = (
+                _tensor(array, device) for array in (batch.labels, batch.states, batch.weights)
+            )
+            self._targets = labels, states, weights
 
     def take(self, rows_B: Tensor) -> Inputs:
         """Return the inputs of the rows numbered `rows_B`, in that order."""
@@ -112,8 +114,8 @@ class RowTensors:
         """Return the labels of the rows numbered `rows_B`."""
         if self._targets is None:
             raise ValueError("The rows were encoded without labels.")
-        found = self._targets
-        return Targets(found.labels_BT[rows_B], found.weights_BT[rows_B])
+        labels_BT, states_BT, weights_BT = (found[rows_B] for found in self._targets)
+        return Targets(labels_BT, weights_BT.where(states_BT == OBSERVED, 0))
 
 
 def _tensor(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:

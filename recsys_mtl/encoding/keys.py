@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from recsys_mtl.encoding.arrow import as_arrow
+from recsys_mtl.encoding.kernels import NUM_RESERVED
+from recsys_mtl.encoding.maps import count_distinct, hash_slots
+from recsys_mtl.encoding.sources import Placement, Words, column_hashes, id_source, table_rows
 from recsys_mtl.errors import EncodingError
 
 ABSENT = -1
@@ -15,13 +20,17 @@ ABSENT = -1
 
 _FLOAT_KEYS = 2**53
 _TEXTS = (pl.String, pl.Categorical, pl.Enum)
+_HASHED = (pl.String, pl.Binary, pl.Boolean, pl.Date)
+_KEYS = Placement(0, empty_apart=False)
 
 
 class KeyIndex:
     """Where each key stands in a side table.
 
-    A call with fewer keys than the table has searches sorted keys, so a chunk or a request does not
-    cost the whole table; more keys are joined at once.
+    Keys are looked up by their 64-bit hash, so that a call costs its own keys and not the table. The
+    hash of an integer is unique; two of n strings share one with a chance of n**2 / 2**65, and then
+    the table is joined instead. A string that the table lacks is taken for one that it holds with a
+    chance of n / 2**64.
 
     Parameters
     ----------
@@ -64,7 +73,11 @@ class KeyIndex:
         if pl.Null in (keys.dtype, self._table.dtype):
             return np.full(len(keys), ABSENT, dtype=np.int64)
         alike = self._alike(keys)
-        return self._search(alike) if len(alike) < len(self._table) else self._join(alike)
+        slots = self._slots
+        if slots is None:
+            return self._join(alike)
+        found = table_rows([id_source(as_arrow(alike), replace(_KEYS, slots=slots))])[:, 0]
+        return np.where(found < NUM_RESERVED, ABSENT, found.astype(np.int64) - NUM_RESERVED)
 
     def _alike(self, keys: pl.Series) -> pl.Series:
         """Return the keys in the table's type, null where that type cannot hold them."""
@@ -87,15 +100,12 @@ class KeyIndex:
         return keys.cast(ours, strict=False)
 
     @cached_property
-    def _sorted(self) -> tuple[pl.Series, pl.Series]:
-        order = self._table.arg_sort()
-        return self._table.gather(order), order
-
-    def _search(self, keys: pl.Series) -> npt.NDArray[np.int64]:
-        ordered, order = self._sorted
-        at = ordered.search_sorted(keys).clip(upper_bound=len(ordered) - 1)
-        found = ordered.gather(at).eq_missing(keys).to_numpy()
-        return np.where(found, order.gather(at).to_numpy(), np.int64(ABSENT))
+    def _slots(self) -> Words | None:
+        """The table's keys by hash; None where their type has none, or two keys share one."""
+        if not (self._table.dtype.is_integer() or self._table.dtype in _HASHED):
+            return None
+        tokens = column_hashes(as_arrow(self._table), _KEYS, as_tokens=True)
+        return hash_slots(tokens) if count_distinct(tokens) == len(tokens) else None
 
     def _join(self, keys: pl.Series) -> npt.NDArray[np.int64]:
         table = pl.DataFrame({"key": self._table}).with_row_index("row")
