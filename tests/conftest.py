@@ -1,5 +1,6 @@
 """What all tests share: seeds, the real data where it is, and hypothesis without a clock."""
 
+import hashlib
 import os
 import random
 from pathlib import Path
@@ -8,6 +9,19 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _digest_of_kernels() -> str:
+    sources = [ROOT / "recsys_mtl/compiled.py", *sorted(ROOT.glob("recsys_mtl/encoding/*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+
+
+# numba looks for changes only in the file of the function called, not in those that this one calls:
+# without a cache per state of the sources, tests would run kernels with the code of helpers long gone.
+# numba reads the variable when it is imported, so nothing above may import it.
+os.environ["NUMBA_CACHE_DIR"] = str(ROOT / "build" / "numba" / _digest_of_kernels())
 
 settings.register_profile("recsys_mtl", deadline=None)
 settings.load_profile("recsys_mtl")
@@ -23,7 +37,7 @@ def _seeds() -> None:
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of the real data sets: RECSYS_MTL_DATA, or ../shared/data beside the repository."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    beside = ROOT.parent / "shared" / "data"
     folder = Path(os.environ.get("RECSYS_MTL_DATA") or beside)
     if not folder.is_dir():
         pytest.skip(f"no real data: {folder} is not a folder; set RECSYS_MTL_DATA")

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys_mtl.encoding import Batch, Block, Encoder
-from recsys_mtl.reading import ABSENT, KeyIndex, scan
+from recsys_mtl.encoding.keys import ABSENT, KeyIndex
+from recsys_mtl.reading import scan
 from recsys_mtl.schema import Bag, Binary, Categorical, History, Numeric, Schema, Side, Vector
 
 SCHEMA = Schema(

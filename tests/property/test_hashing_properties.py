@@ -8,8 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys_mtl.encoding.hashing import Algorithm, hash64, murmur3_32, xxh64
-from recsys_mtl.encoding.sources import Placement, id_source, table_rows
+from recsys_mtl.encoding.hashing import (
+    Algorithm,
+    hash64,
+    hash_column,
+    murmur3_32,
+    table_seed,
+    xxh64,
+)
+from recsys_mtl.encoding.sources import (
+    Placement,
+    column_hashes,
+    id_source,
+    place_tokens,
+    table_rows,
+)
 
 MASK = 2**64 - 1
 P1, P2, P3 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9
@@ -24,6 +37,7 @@ texts = st.one_of(
     st.none(), st.text(max_size=10), st.text("ab\0", max_size=40), st.text("é", max_size=20)
 )
 columns = st.lists(texts, max_size=40)
+keys_of_bytes = st.lists(st.one_of(st.none(), st.binary(max_size=70)), max_size=30)
 seeds = st.integers(0, MASK)
 
 
@@ -88,14 +102,39 @@ def python_murmur3(data: bytes, seed: int):
     return state ^ (state >> 16)
 
 
-def python_code(key: bytes | None, algorithm: str, seed: int, num_buckets: int):
-    """The twin of `bucket_column` for one value as bytes."""
+def python_token(key: bytes | None, algorithm: str, seed: int, *, empty_apart: bool = True):
+    """The token of one value as bytes, as docs/hashing.md defines it."""
     if key is None:
         return 0
-    if not key:
-        return 2
-    high = python_xxh64(key, seed) >> 32 if algorithm == "xxh64" else python_murmur3(key, seed)
-    return 3 + (high * num_buckets >> 32)
+    if not key and empty_apart:
+        return 1
+    if algorithm == "murmur3":
+        return python_murmur3(key, seed) << 32 | 2
+    found = python_xxh64(key, seed)
+    return found + 2 if found < 2 else found
+
+
+def python_bucket(token: int, num_buckets: int, number: int = 0):
+    upper, lower = divmod(token, 2**32)
+    return (upper + number * lower) % 2**32 * num_buckets >> 32
+
+
+def python_code(key: bytes | None, algorithm: str, seed: int, num_buckets: int, number: int = 0):
+    """The twin of `bucket_column` for one value as bytes."""
+    token = python_token(key, algorithm, seed)
+    return {0: 0, 1: 2}.get(token, 3 + python_bucket(token, num_buckets, number))
+
+
+def integer_of_hash(found: int, seed: int):
+    """The one 64-bit integer with this hash: XXH64 of 8 bytes can be undone step by step."""
+    inverses = [pow(prime, -1, 2**64) for prime in (P1, P2, P3)]
+    found ^= found >> 32
+    found = found * inverses[2] & MASK
+    found ^= found >> 29 ^ found >> 58
+    found = found * inverses[1] & MASK
+    found ^= found >> 33
+    word = rotate((found - P4) * inverses[0] & MASK, 64 - 27, 64) ^ (seed + P5 + 8) & MASK
+    return rotate(word * inverses[0] & MASK, 64 - 31, 64) * inverses[1] & MASK
 
 
 def as_bytes(values: list[str | None]):
@@ -113,7 +152,7 @@ def test_scalar_hashes_equal_their_python_twins(data: bytes, seed: int):
 
 
 @given(
-    keys=st.lists(st.one_of(st.none(), st.binary(max_size=70)), max_size=30),
+    keys=keys_of_bytes,
     seed=seeds,
     num_buckets=st.integers(1, 2**31 - 4),
     algorithm=st.sampled_from(["xxh64", "murmur3"]),
@@ -134,6 +173,63 @@ def test_hashes_equal_their_python_twins(keys: list[bytes], seed: int):
     murmur = hash64(column, seed=seed, algorithm="murmur3")
     assert hash64(column, seed=seed).tolist() == [python_xxh64(key, seed) for key in keys]
     assert murmur.tolist() == [python_murmur3(key, seed) for key in keys]
+
+
+@given(
+    keys=keys_of_bytes,
+    seed=seeds,
+    algorithm=st.sampled_from(["xxh64", "murmur3"]),
+    empty_apart=st.booleans(),
+)
+def test_tokens_equal_their_python_twin(
+    keys: list[bytes | None], seed: int, algorithm: Algorithm, empty_apart: bool
+):
+    placement = Placement(seed, algorithm, empty_apart=empty_apart)
+    found = column_hashes(pa.array(keys, pa.binary()), placement, as_tokens=True)
+    expected = [python_token(key, algorithm, seed, empty_apart=empty_apart) for key in keys]
+    assert found.tolist() == expected
+
+
+@given(
+    keys=keys_of_bytes,
+    name=st.text(st.characters(codec="utf-8")),
+    num_rows=st.integers(2, 2**31 - 1),
+    algorithm=st.sampled_from(["xxh64", "murmur3"]),
+)
+def test_rows_of_hash_column_equal_their_python_twin(
+    keys: list[bytes | None], name: str, num_rows: int, algorithm: Algorithm
+):
+    column = pa.array(keys, pa.binary())
+    seed = python_xxh64(name.encode(), 0)
+    tokens = [python_token(key, algorithm, seed, empty_apart=False) for key in keys]
+    expected = [1 + python_bucket(token, num_rows - 1) if token else 0 for token in tokens]
+    found = hash_column(column, name=name, num_rows=num_rows, algorithm=algorithm)
+    assert table_seed(name) == seed
+    assert found.tolist() == expected
+
+
+@given(keys=keys_of_bytes, seed=seeds, num_buckets=st.integers(1, 2**31 - 4))
+def test_several_hashes_equal_their_python_twin(
+    keys: list[bytes | None], seed: int, num_buckets: int
+):
+    column = pa.array(keys, pa.binary())
+    placements = [Placement(seed, num_buckets=num_buckets, hash_number=j) for j in range(4)]
+    found = table_rows([id_source(column, placement) for placement in placements])
+    expected = [[python_code(key, "xxh64", seed, num_buckets, j) for j in range(4)] for key in keys]
+    assert found.tolist() == expected
+    tokens = column_hashes(column, placements[0], as_tokens=True)
+    for number, placement in enumerate(placements):
+        assert place_tokens(tokens, placement).tolist() == found[:, number].tolist()
+
+
+@given(seed=seeds)
+def test_hashes_that_look_like_null_or_empty_are_told_apart(seed: int):
+    numbers = [integer_of_hash(found, seed) for found in range(4)]
+    column = pa.array([*numbers, None], pa.uint64())
+    assert hash64(column, seed=seed).tolist() == [0, 1, 2, 3, 0]
+    tokens = column_hashes(column, Placement(seed), as_tokens=True)
+    assert tokens.tolist() == [2, 3, 2, 3, 0]
+    assert codes(column, seed=seed) == [3, 3, 3, 3, 0]
 
 
 @given(values=columns)

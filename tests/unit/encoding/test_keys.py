@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from recsys_mtl.encoding.keys import ABSENT, KeyIndex
 from recsys_mtl.errors import EncodingError
-from recsys_mtl.reading import ABSENT, KeyIndex
 
 INTEGERS = [pl.Int16, pl.UInt16, pl.Int32, pl.UInt32, pl.Int64, pl.UInt64]
 BIG = [2**24 - 1, 2**24, 2**24 + 1, 2**31 - 1, 2**31, 2**53, 2**53 + 1, 2**63 - 2, 2**63 - 1]
@@ -19,7 +19,7 @@ def expected(keys: pl.Series, table: pl.Series):
 
 
 def check(keys: pl.Series, table: pl.Series):
-    """Compare with a dictionary, for few keys (searched) and for many (joined)."""
+    """Compare with a dictionary, for few keys and for many."""
     assert KeyIndex(table).locate(keys).tolist() == expected(keys, table)
     index = KeyIndex(table)
     for key in range(len(keys)):
