@@ -32,6 +32,7 @@ test-slow: install
 
 bench: install
 	$(BIN)/python benchmarks/hashing.py
+	$(BIN)/python benchmarks/encoding.py
 	$(BIN)/python benchmarks/training.py
 
 demo: install

@@ -1,4 +1,4 @@
-"""Ids to buckets: `bucket_column` against what users have today, and against memory.
+"""Columns of ids to table rows, against what users have today and against memory.
 
 Usage: ``make bench``, or ``python benchmarks/hashing.py``.
 """
@@ -19,154 +19,180 @@ from sklearn.feature_extraction import FeatureHasher
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts are run by path
 
+from benchmarks import keys
 from benchmarks.measure import (
-    Timing,
+    Contender,
+    Race,
     interleave,
     optional,
     print_machine,
+    print_race,
     print_table,
     second_core,
     times_faster,
 )
-from recsys_mtl.encoding.hashing import bucket_column
+from recsys_mtl.encoding import hash_column, hash_lists, warm
 
-ROWS = 1_000_000
-LOOP_ROWS = 100_000
+ROWS = 2_000_000
+LOOP_ROWS = 200_000
 """Rows of peers that loop in Python: their rate does not depend on the number."""
-BUCKETS = 1_000_003
-SEED = 123
-ROUNDS = 9
+TABLE = 1_000_003
+"""Rows of the table hashed into."""
+ROUNDS = 7
 
 Run = Callable[[], object]
 
 
 def main() -> None:
     print_machine("numba", "numpy", "pyarrow", "polars", "pandas", "scikit-learn", "xxhash")
+    warm()
     rng = np.random.default_rng(0)
-    lengths = np.clip(rng.normal(12, 3.2, ROWS).round(), 4, 20).astype(np.int64)
-    digits = rng.integers(0, 10**18, ROWS)
-    keys = [f"{value:020d}"[-size:] for value, size in zip(digits, lengths, strict=True)]
-    ids = pa.array(rng.integers(0, 2**62, ROWS))
-    key_bytes = int(lengths.sum())
-    strings = {
-        "string": pa.array(keys, pa.string()),
-        "large_string": pa.array(keys, pa.large_string()),
-        "string_view": pa.array(keys, pa.string_view()),
-    }
-    _compare(
-        f"strings, 4 to 20 bytes, mean {key_bytes / ROWS:.1f}",
-        strings,
-        _string_peers(keys),
-        read_bytes=key_bytes + 4 * ROWS,
-    )
-    _compare("int64", {"int64": ids}, _integer_peers(ids), read_bytes=8 * ROWS)
+    text = pl.Series(keys.strings(ROWS, ROWS, rng).to_list())
+    ids = pl.Series(rng.integers(0, 2**62, ROWS))
+    _strings(text)
+    _integers(ids)
     for uniques in (1_000, 100_000):
-        codes = rng.integers(0, uniques, ROWS).astype(np.int32)
-        column = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(keys[:uniques]))
-        _compare(
-            f"dictionary of {uniques:,} strings",
-            {"dictionary": column, "the same, plain strings": column.cast(pa.string())},
-            _dictionary_peers(codes, uniques),
-            read_bytes=4 * ROWS,
-        )
-    _threads({"string_view": strings["string_view"], "int64": ids})
+        _dictionary(uniques, rng)
+    _lists(rng)
+    _threads({"string_view": text, "int64": ids})
 
 
-def _bucket(column: pa.Array, num_threads: int = 1) -> Run:
-    return lambda: bucket_column(column, seed=SEED, num_buckets=BUCKETS, num_threads=num_threads)
+def _ours(column: Any, num_threads: int = 1) -> Run:
+    return lambda: hash_column(column, name="key", num_rows=TABLE, num_threads=num_threads)
 
 
-def _string_peers(keys: list[str]) -> dict[str, tuple[Run, int]]:
-    """Return peers and the rows each handles."""
-    few = keys[:LOOP_ROWS]
-    encoded = [key.encode() for key in few]
-    tokens = [[key] for key in few]
-    hasher = FeatureHasher(BUCKETS, input_type="string")
-    series = pl.Series("key", keys)
-    objects = np.array(keys, dtype=object)
-    peers: dict[str, tuple[Run, int]] = {
-        "xxhash in a loop, bytes ready": (lambda: _loop(encoded), LOOP_ROWS),
-        "sklearn FeatureHasher, tokens ready": (lambda: hasher.transform(tokens), LOOP_ROWS),
-        "pandas hash_array": (lambda: pd.util.hash_array(objects, categorize=False), ROWS),
-        "polars hash % n (not stable over versions)": (_polars_modulo(series), ROWS),
-    }
-    polars_hash = optional("polars_hash", "polars-hash")
-    if polars_hash is not None:
-        frame, column = series.to_frame(), polars_hash.col("key")
-        hashed: Any = column.nchash.xxhash64() % BUCKETS
-        peers["polars-hash xxhash64 % n"] = (
-            lambda: frame.select(hashed).to_series().to_numpy(),
+def _strings(text: pl.Series) -> None:
+    few = text.head(LOOP_ROWS).to_list()
+    encoded, tokens = [key.encode() for key in few], [[key] for key in few]
+    hasher = FeatureHasher(TABLE, input_type="string")
+    objects = text.to_numpy()
+    key_bytes = int(text.str.len_bytes().sum())
+    race = Race(
+        f"{ROWS:,} strings, 4 to 20 bytes, mean {key_bytes / ROWS:.1f}",
+        {
+            "hash_column, string_view": Contender(_ours(text), ROWS),
+            "hash_column, string_view, 2 threads": Contender(_ours(text, 2), ROWS),
+            "hash_column, string": Contender(_ours(_plain(text)), ROWS),
+            "FeatureHasher, tokens ready": Contender(
+                lambda: hasher.transform(tokens), LOOP_ROWS, "25x CPU, 50x wall"
+            ),
+            "xxhash in a loop, bytes ready": Contender(lambda: _loop(encoded), LOOP_ROWS),
+            "pandas hash_array": Contender(
+                lambda: pd.util.hash_array(objects, categorize=False), ROWS
+            ),
+            "polars hash % n (no stable hash)": Contender(_polars_modulo(text), ROWS),
+        },
+        bytes_moved=key_bytes + 16 * ROWS + 4 * ROWS,
+    )
+    hashed = _polars_hash("key")
+    if hashed is not None:
+        frame = text.rename("key").to_frame()
+        race.contenders["polars-hash xxhash64 % n"] = Contender(
+            lambda: frame.select((hashed % TABLE).cast(pl.Int32)).to_series().to_numpy(),
             ROWS,
+            "1.4x CPU, 2.5x wall",
         )
-    return peers
+        race.contenders["polars-hash xxhash64"] = Contender(
+            lambda: frame.select(hashed), ROWS, "1.0x CPU"
+        )
+    print_race(race, rounds=ROUNDS)
 
 
-def _integer_peers(ids: pa.Array) -> dict[str, tuple[Run, int]]:
+def _integers(ids: pl.Series) -> None:
     values = ids.to_numpy()
     encoded = [int(value).to_bytes(8, "little") for value in values[:LOOP_ROWS]]
-    return {
-        "xxhash in a loop, bytes ready": (lambda: _loop(encoded), LOOP_ROWS),
-        "pandas hash_array": (lambda: pd.util.hash_array(values), ROWS),
-        "polars hash % n (not stable over versions)": (_polars_modulo(pl.Series(values)), ROWS),
-        "numpy x % n (no hash at all)": (lambda: values % BUCKETS, ROWS),
-    }
+    race = Race(
+        f"{ROWS:,} int64",
+        {
+            "hash_column": Contender(_ours(ids), ROWS),
+            "hash_column, 2 threads": Contender(_ours(ids, 2), ROWS),
+            "polars hash % n (no stable hash)": Contender(_polars_modulo(ids), ROWS, "1.1x CPU"),
+            "xxhash in a loop, bytes ready": Contender(lambda: _loop(encoded), LOOP_ROWS),
+            "pandas hash_array": Contender(lambda: pd.util.hash_array(values), ROWS),
+            "numpy x % n (no hash at all)": Contender(lambda: values % TABLE, ROWS),
+        },
+        bytes_moved=12 * ROWS,
+    )
+    print_race(race, rounds=ROUNDS)
 
 
-def _dictionary_peers(codes: np.ndarray[Any, Any], uniques: int) -> dict[str, tuple[Run, int]]:
-    table = np.arange(uniques)
-    series, positions = pl.Series(table), pl.Series(codes)
-    return {
-        "numpy table[codes] (no hash at all)": (lambda: table[codes], ROWS),
-        "polars gather (no hash at all)": (lambda: series.gather(positions).to_numpy(), ROWS),
-    }
+def _dictionary(uniques: int, rng: np.random.Generator) -> None:
+    codes = rng.integers(0, uniques, ROWS).astype(np.int32)
+    values = _plain(keys.vocabulary(uniques, rng))
+    column = pa.DictionaryArray.from_arrays(pa.array(codes), values)
+    table = np.arange(uniques, dtype=np.int32)
+    race = Race(
+        f"{ROWS:,} rows of a dictionary of {uniques:,} strings",
+        {
+            "hash_column, dictionary": Contender(_ours(column), ROWS),
+            "hash_column, the same as plain strings": Contender(
+                _ours(column.cast(pa.string())), ROWS, "4x CPU" if uniques == 1_000 else "3x CPU"
+            ),
+            "numpy table[codes] (no hash at all)": Contender(lambda: table[codes], ROWS),
+        },
+        bytes_moved=8 * ROWS,
+    )
+    print_race(race, rounds=ROUNDS)
+
+
+def _lists(rng: np.random.Generator) -> None:
+    num_lists, mean = ROWS // 5, 5
+    lengths = rng.poisson(mean, num_lists)
+    items = keys.strings(int(lengths.sum()), 100_000, rng)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    plain = pa.LargeListArray.from_arrays(pa.array(offsets), _plain(items))
+    column = pl.Series("key", plain)
+    few = column.head(LOOP_ROWS // mean).to_list()
+    hasher = FeatureHasher(TABLE, input_type="string")
+    count = len(items)
+    race = Race(
+        f"{num_lists:,} lists of {mean} strings in the mean",
+        {
+            "hash_lists": Contender(
+                lambda: hash_lists(column, name="key", num_rows=TABLE, num_threads=1), count
+            ),
+            "FeatureHasher": Contender(
+                lambda: hasher.transform(few), sum(map(len, few)), "12x CPU"
+            ),
+        },
+        bytes_moved=int(items.str.len_bytes().sum()) + 20 * count,
+    )
+    hashed = _polars_hash("key")
+    if hashed is not None:
+        frame = column.to_frame()
+        race.contenders["polars explode, polars-hash, lengths"] = Contender(
+            lambda: (
+                frame.explode("key").select((hashed % TABLE).cast(pl.Int32)).to_series().to_numpy(),
+                column.list.len().cum_sum().to_numpy(),
+            ),
+            count,
+            "1.4x CPU",
+        )
+    print_race(race, rounds=ROUNDS)
+
+
+def _plain(text: pl.Series) -> pa.Array:
+    return pa.array(text.to_list(), pa.string())
+
+
+def _polars_hash(name: str) -> Any | None:
+    module = optional("polars_hash", "polars-hash")
+    return None if module is None else module.col(name).nchash.xxhash64(seed=0)
 
 
 def _loop(encoded: list[bytes]) -> list[int]:
     digest = xxhash.xxh64_intdigest
-    return [digest(key, SEED) for key in encoded]
+    return [digest(key, 0) for key in encoded]
 
 
 def _polars_modulo(series: pl.Series) -> Run:
-    def run() -> object:
-        return (series.hash() % BUCKETS).to_numpy()
-
-    return run
+    return lambda: (series.hash() % TABLE).cast(pl.Int32).to_numpy()
 
 
-def _compare(
-    title: str,
-    columns: dict[str, pa.Array],
-    peers: dict[str, tuple[Run, int]],
-    *,
-    read_bytes: int,
-) -> None:
-    """Print rates per second of CPU time; the first column is the one peers are compared with."""
-    source, target = np.ones((2, 8 * ROWS))  # written to: pages of zeros would share one page
-    ours = {f"bucket_column, {name}": (_bucket(column), ROWS) for name, column in columns.items()}
-    first = next(iter(ours))
-    runs = ours | peers
-    contenders = {name: run for name, (run, _) in runs.items()}
-    timings = interleave(contenders | {"copy": lambda: np.copyto(target, source)}, rounds=ROUNDS)
-    rows = []
-    for name, (_, count) in runs.items():
-        faster = times_faster(timings[first].cpu, timings[name].cpu, per=count / ROWS)
-        rows.append([name, f"{count / timings[name].cpu_median / 1e6:.1f}", f"{faster:.2f}"])
-    print_table(f"{title} (one thread)", ["contender", "M/s per CPU", "first is x"], rows)
-    moved = read_bytes + 8 * ROWS
-    copied = 2 * source.nbytes
-    share = times_faster(timings[first].cpu, timings["copy"].cpu, per=copied / moved)
-    print(
-        f"{moved / timings[first].cpu_median / 1e9:.1f} GB/s read and written:"
-        f" {share:.2f} of np.copyto's {copied / timings['copy'].cpu_median / 1e9:.1f} GB/s"
-    )
-
-
-def _threads(columns: dict[str, pa.Array]) -> None:
+def _threads(columns: dict[str, pl.Series]) -> None:
     rows = []
     for name, column in columns.items():
-        timings: dict[str, Timing] = interleave(
-            {"one": _bucket(column), "two": _bucket(column, 2)}, rounds=ROUNDS
-        )
+        timings = interleave({"one": _ours(column), "two": _ours(column, 2)}, rounds=ROUNDS)
         one, two = timings["one"], timings["two"]
         rows.append(
             [
@@ -174,10 +200,11 @@ def _threads(columns: dict[str, pa.Array]) -> None:
                 f"{ROWS / one.wall_median / 1e6:.1f}",
                 f"{ROWS / two.wall_median / 1e6:.1f}",
                 f"{times_faster(two.wall, one.wall):.2f}",
+                "1.6",
                 f"{second_core():.2f}",
             ]
         )
-    header = ["on the clock", "M/s, 1 thread", "M/s, 2 threads", "ratio", "control loop"]
+    header = ["on the clock", "M/s, 1 thread", "M/s, 2 threads", "ratio", "bar", "control loop"]
     print_table("two threads (the control loop says what the second core gave)", header, rows)
 
 

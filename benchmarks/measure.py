@@ -20,6 +20,7 @@ from recsys_mtl.compiled import compiled
 
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
 _SPINS = 200_000_000
+_COPIED_WORDS = 8_000_000
 
 
 @dataclass
@@ -38,6 +39,79 @@ class Timing:
     def cpu_median(self) -> float:
         """Median seconds of CPU time."""
         return statistics.median(self.cpu)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to do a piece of work.
+
+    Parameters
+    ----------
+    run
+        Does it.
+    count
+        How much of the work one run does, in the race's units.
+    bar
+        How much faster the race's first contender is meant to be, in words.
+    """
+
+    run: Callable[[], object]
+    count: int
+    bar: str = ""
+
+
+@dataclass
+class Race:
+    """Contenders for the same work; the first is ours.
+
+    Parameters
+    ----------
+    title
+        What the work is.
+    contenders
+        By name.
+    bytes_moved
+        Bytes that the first contender must at least read and write in a run.
+    """
+
+    title: str
+    contenders: dict[str, Contender]
+    bytes_moved: int
+
+
+def print_race(race: Race, *, rounds: int) -> None:
+    """Time all contenders and print rates and how many times faster the first is.
+
+    Ratios of CPU time compare with the first contender, ratios on the clock with the second where
+    its name says that it has two threads.
+    """
+    source, target = np.ones((2, _COPIED_WORDS))  # written to: pages of zeros would share one page
+    runs = {name: one.run for name, one in race.contenders.items()}
+    timings = interleave(runs | {"copy": lambda: np.copyto(target, source)}, rounds=rounds)
+    first, *others = race.contenders
+    fastest = others[0] if others and others[0].endswith("2 threads") else first
+    unit = race.contenders[first].count
+    rows = []
+    for name, one in race.contenders.items():
+        found, per = timings[name], one.count / unit
+        rows.append(
+            [
+                name,
+                f"{one.count / found.cpu_median / 1e6:.2f}",
+                f"{one.count / found.wall_median / 1e6:.2f}",
+                f"{times_faster(timings[first].cpu, found.cpu, per=per):.2f}",
+                f"{times_faster(timings[fastest].wall, found.wall, per=per):.2f}",
+                one.bar,
+            ]
+        )
+    header = ["contender", "M/s of CPU", "M/s, clock", "first: x CPU", "x clock", "bar"]
+    print_table(race.title, header, rows)
+    copied = 2 * source.nbytes
+    share = times_faster(timings[first].cpu, timings["copy"].cpu, per=copied / race.bytes_moved)
+    print(
+        f"{race.bytes_moved / timings[first].cpu_median / 1e9:.1f} GB/s of CPU read and written:"
+        f" {share:.2f} of np.copyto's {copied / timings['copy'].cpu_median / 1e9:.1f} GB/s"
+    )
 
 
 def interleave(contenders: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, Timing]:
