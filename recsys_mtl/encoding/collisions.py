@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import product
-from statistics import fmean
 from typing import Any, Final
 
 import numpy as np
@@ -37,8 +36,6 @@ _COLUMNS: Final = {
 }
 _MOST_BUCKETS_LOG2: Final = 30  # of the schema's `num_buckets`
 _FIRST_VALUE: Final = 2  # tokens of null and the empty string are below
-# The chances of the roundings that `collision_report` explains, equally many values having each.
-_ROUNDINGS: Final = {2: (1.0,), 3: (1 / 2, 1 / 4), 4: (1 / 3, 1 / 6, 1 / 12)}
 
 
 def collision_report(
@@ -95,12 +92,8 @@ def collision_report(
     others falls elsewhere with chance 1 - 1/n (the birthday problem for one guest's birthday;
     Feller, "An Introduction to Probability Theory and Its Applications", vol. 1, 1968, II.3).
 
-    With several hashes a value collides only if another one shares all its rows, in any order, as
-    the mean of their vectors is then the same. Hash j is ``high + j * low``, so two of them determine
-    the others up to rounding (Kirsch and Mitzenmacher, "Less Hashing, Same Performance", ESA 2006).
-    For n large, 1/n becomes 2 * p / n**2: 2, as the buckets may be met backwards, and p the chance
-    of the value's own rounding. It is 1 for 2 hashes, 1/2 or 1/4 for 3 (half of the values each),
-    1/3, 1/6 or 1/12 for 4 (a third each): a third and a fourth hash gain little.
+    With two hashes a value collides only if another one shares both its rows, in either order, as the
+    mean of their vectors is then the same: 1/n becomes ``2 / n**2``.
 
     A vocabulary's values never collide; d counts the rest, and shares are still of all values.
 
@@ -188,11 +181,8 @@ def _shared(placed: Rows) -> npt.NDArray[np.bool_]:
 
 def _expected(num_values: int, num_buckets: int, num_hashes: int) -> float:
     """Return the share of values that a random map makes collide."""
-    pairs = [1 / num_buckets]
-    if num_hashes > 1:
-        pairs = [2 * chance / num_buckets**2 for chance in _ROUNDINGS[num_hashes]]
-    others = max(num_values - 1, 0)
-    return fmean(-math.expm1(others * math.log1p(-pair)) for pair in pairs)
+    pair = 1 / num_buckets if num_hashes == 1 else 2 / num_buckets**2
+    return -math.expm1(max(num_values - 1, 0) * math.log1p(-pair))
 
 
 def _share(part: Any, whole: int) -> float:

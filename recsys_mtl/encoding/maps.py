@@ -77,7 +77,7 @@ class BucketMap:
         num_buckets
             Hash range; by default `default_buckets` of the distinct values.
         num_hashes
-            Buckets of each value.
+            Buckets of each value, 1 or 2.
         min_count
             Uses below which a bucket is dropped.
         """

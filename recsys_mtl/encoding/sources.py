@@ -53,8 +53,8 @@ class Placement:
     empty_apart
         Whether the empty string has a row of its own instead of a bucket.
     hash_number
-        Which of several independent hash functions: 0 takes the upper half of the 64 bits, number j
-        adds j times the lower half.
+        Which of two independent hash functions: 0 takes the upper half of the 64 bits, 1 the sum of
+        both halves.
     kept
         If given, only these buckets have rows, the others are unknown; see `learning.BucketMap`.
     slots

@@ -11,7 +11,7 @@ from recsys_mtl.spec import Spec, spec
 
 Name = Annotated[str, Field(min_length=1)]
 NumBuckets = Annotated[int, Field(ge=2, le=2**30)]
-NumHashes = Annotated[int, Field(ge=1, le=4)]
+NumHashes = Annotated[int, Field(ge=1, le=2)]
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -94,10 +94,10 @@ class Categorical(IdFeature, kind="categorical"):
     Parameters
     ----------
     num_hashes
-        Rows that each value looks up, by as many independent hashes; their vectors are averaged. Two
+        Rows that each value looks up, 1 or 2, by independent hashes; their vectors are averaged. Two
         values that share one row then still differ in the other, which makes a table far smaller
         than its ids usable (Zhang et al., "Model Size Reduction Using Frequency Based Double
-        Hashing for Recommender Systems", RecSys 2020). 1 to 4.
+        Hashing for Recommender Systems", RecSys 2020).
     """
 
     _: KW_ONLY

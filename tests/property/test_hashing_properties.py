@@ -213,9 +213,9 @@ def test_several_hashes_equal_their_python_twin(
     keys: list[bytes | None], seed: int, num_buckets: int
 ):
     column = pa.array(keys, pa.binary())
-    placements = [Placement(seed, num_buckets=num_buckets, hash_number=j) for j in range(4)]
+    placements = [Placement(seed, num_buckets=num_buckets, hash_number=j) for j in range(2)]
     found = table_rows([id_source(column, placement) for placement in placements])
-    expected = [[python_code(key, "xxh64", seed, num_buckets, j) for j in range(4)] for key in keys]
+    expected = [[python_code(key, "xxh64", seed, num_buckets, j) for j in range(2)] for key in keys]
     assert found.tolist() == expected
     tokens = column_hashes(column, placements[0], as_tokens=True)
     for number, placement in enumerate(placements):

@@ -55,7 +55,7 @@ def draws(num_rows: int, num_values: int, seed: int) -> list[int]:
     return (num_values * rng.random(num_rows) ** 3).astype(np.int64).tolist()
 
 
-@pytest.mark.parametrize("num_hashes", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_hashes", [1, 2])
 @pytest.mark.parametrize("num_buckets", [2, 16, 61, 1000])
 @pytest.mark.parametrize("text", [True, False])
 def test_counts_are_those_of_a_dictionary(num_hashes: int, num_buckets: int, text: bool):
@@ -159,9 +159,7 @@ def test_side_tables_are_weighted_by_the_interactions_that_refer_to_them():
     assert collision_report(encoder, joined).equals(collision_report(encoder, rows))
 
 
-@pytest.mark.parametrize(
-    ("num_hashes", "num_buckets"), [(1, 500_000), (2, 1_000), (3, 1_000), (4, 1_000)]
-)
+@pytest.mark.parametrize(("num_hashes", "num_buckets"), [(1, 500_000), (2, 1_000)])
 def test_expected_share_is_that_of_random_maps(num_hashes: int, num_buckets: int):
     num_values, repeats = 500_000, 8
     rng = np.random.default_rng(num_hashes)

@@ -49,7 +49,7 @@ def rebuilt(found: RowMap):
     train=tokens_and_uses,
     others=st.lists(words, max_size=10),
     num_buckets=st.sampled_from([2, 63, 64, 65, 128, 1000, 2**16]),
-    num_hashes=st.integers(1, 4),
+    num_hashes=st.integers(1, 2),
     min_count=st.integers(1, 4),
 )
 def test_bucket_map_is_a_dictionary_of_the_buckets_used_enough(
@@ -232,8 +232,8 @@ def rows_by_hand(values: list[str | None], num_buckets: int, num_hashes: int):
     ]
 
 
-@pytest.mark.parametrize("num_hashes", [2, 3, 4])
-def test_value_of_several_hashes_has_their_rows_each_with_its_share(num_hashes: int):
+def test_value_of_two_hashes_has_their_rows_each_with_its_share():
+    num_hashes = 2
     values = ["a", None, "", "b", "a", "a value too long for a view"]
     feature = Categorical("x", num_hashes=num_hashes, num_buckets=20)
     encoder = Encoder(schema_of(feature))
@@ -285,7 +285,7 @@ def test_features_of_one_table_share_its_vocabulary():
 
 @pytest.mark.parametrize(
     "feature",
-    [Categorical("x", vocabulary=9), Categorical("x", num_hashes=2), Bag("x", num_hashes=3)],
+    [Categorical("x", vocabulary=9), Categorical("x", num_hashes=2), Bag("x", num_hashes=2)],
 )
 def test_murmur3_has_too_few_bits_for_vocabulary_and_several_hashes(feature: Feature):
     with pytest.raises(SchemaError, match="'x': num_hashes and vocabulary need the 64 bits"):
@@ -309,7 +309,7 @@ def test_features_of_one_table_must_agree(other: Feature, setting: str):
         schema_of(Categorical("x"), other)
 
 
-@pytest.mark.parametrize("num_hashes", [0, 5])
-def test_number_of_hashes_is_one_to_four(num_hashes: int):
+@pytest.mark.parametrize("num_hashes", [0, 3])
+def test_number_of_hashes_is_one_or_two(num_hashes: int):
     with pytest.raises(SchemaError, match="num_hashes"):
         Categorical("x", num_hashes=num_hashes)
