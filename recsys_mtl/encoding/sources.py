@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -288,10 +289,18 @@ def _run(calls: list[_Call], num_columns: int, num_threads: int | None) -> None:
         return
     least = _CELLS_PER_TASK // num_columns + 1
     size = max(rows // (num_threads * _TASKS_PER_THREAD) + 1, least)
+    tasks = deque(_tasks(calls, size))
     key = os.getpid(), num_threads
     # Threads start with the first task, so an executor lost to another caller costs nothing.
-    pool = _POOLS.get(key) or _POOLS.setdefault(key, ThreadPoolExecutor(num_threads, "encoding"))
-    list(pool.map(_run_task, _tasks(calls, size)))
+    pool = _POOLS.get(key) or _POOLS.setdefault(
+        key, ThreadPoolExecutor(num_threads - 1, "encoding")
+    )
+    helpers = [pool.submit(_drain, tasks) for _ in range(num_threads - 1)]
+    # The caller works too: a sleeping thread may take as long to wake as a column takes to hash.
+    _drain(tasks)
+    for helper in helpers:
+        if not helper.cancel():
+            helper.result()
 
 
 def _available_cpus() -> int:
@@ -316,6 +325,12 @@ def _tasks(calls: list[_Call], size: int) -> Iterator[_Task]:
         yield task
 
 
-def _run_task(task: _Task) -> None:
-    for fill, begin, end in task:
-        fill(begin, end)
+def _drain(tasks: deque[_Task]) -> None:
+    """Do the tasks that are left, beside other threads."""
+    while True:
+        try:
+            task = tasks.popleft()
+        except IndexError:  # none is left
+            return
+        for fill, begin, end in task:
+            fill(begin, end)
