@@ -84,7 +84,7 @@ def read_source(schema: Schema, feature: IdFeature, column: pl.Series, rows: Row
 
 
 def read_several(schema: Schema, feature: IdFeature, frame: pl.DataFrame, rows: RowMap) -> Ragged:
-    """Encode a list feature, or one id per row by several hashes: each id's rows and their factors."""
+    """Encode a list feature, or one id per row by two hashes: each id's rows and their factors."""
     column = frame[feature.source]
     if isinstance(feature, ListFeature):
         listed = _lists(column, feature)
