@@ -114,10 +114,8 @@ def read_tokens(
     schema: Schema, feature: IdFeature, frame: pl.DataFrame
 ) -> tuple[Words, IntArray | None]:
     """Hash all ids of a feature to tokens; the second value is each row's number of them, if several."""
-    column, placement = (
-        frame[feature.source],
-        Placement(table_seed(feature.table_name), schema.hash),
-    )
+    column = frame[feature.source]
+    placement = Placement(table_seed(feature.table_name), schema.hash)
     hashed = partial(_explained, feature, partial(column_hashes, as_tokens=True))
     if not isinstance(feature, ListFeature):
         return hashed(column, placement), None

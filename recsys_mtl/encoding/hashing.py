@@ -305,7 +305,7 @@ def hash_table(
 def warm() -> None:
     """Compile all kernels, or load them from the cache, so that no request has to wait for it.
 
-    Takes a few seconds the first time on a machine, below one second afterwards; where no cache can
+    Takes about ten seconds the first time on a machine, below one second afterwards; where no cache can
     be written, every process compiles. Loading a model does it.
     """
     placement = Placement(table_seed(""), num_buckets=1)

@@ -1,10 +1,7 @@
 """Numba kernels that turn Arrow buffers into hashes and table rows without holding the GIL.
 
-Keys are handled in blocks. A first pass cuts every key of a block into whole 8-byte words and a
-zero-padded rest; the hash then runs over these planes without branches, which LLVM vectorises.
-Keys of 32 bytes and more are rare and hashed one at a time. Buffers come as addresses, so each kernel
-is compiled once for all layouts, and no load reaches outside a buffer: the rest of a key is read
-backwards from its end.
+Keys are handled in blocks: `cutting` turns them into planes, `digests` hashes the planes without
+branches, which LLVM vectorises. Keys of 32 bytes and more are rare and hashed one at a time.
 
 A column is a row of 64-bit fields: where its values lie, how they are hashed, how a hash becomes a row
 of its table. Between hash and row stand *tokens*: 0 for null, 1 for the empty string where that has
