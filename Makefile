@@ -24,16 +24,19 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# A process per core, one thread each.
 test: install
-	$(BIN)/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n auto
 
 test-slow: install
-	$(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n auto
 
 bench: install
 	$(BIN)/python benchmarks/hashing.py
 	$(BIN)/python benchmarks/encoding.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/experts.py
+	$(BIN)/python benchmarks/balancing.py
 
 demo: install
 	$(BIN)/python data/movielens.py --out $(MOVIELENS_DIR) $(if $(ML100K),--local $(ML100K))

@@ -7,6 +7,7 @@ The model is PERFORMANCE's: MMoE of 8 experts [256, 128], towers [64], vectors o
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import sys
 import time
@@ -62,8 +63,8 @@ CPU = torch.device("cpu")
 class Step:
     """The trainer's step, taken apart: seconds of each stage are kept."""
 
-    def __init__(self, model: MultiTaskModel, schema: Schema) -> None:
-        self.model, self.schema = model.train(), schema
+    def __init__(self, model: MultiTaskModel, schema: Schema, *, half: bool = False) -> None:
+        self.model, self.schema, self.half = model.train(), schema, half
         config = TrainConfig()
         dense = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = config.optimizer.build(dense)
@@ -77,18 +78,26 @@ class Step:
             inputs, targets = rows.take(rows_B), rows.targets(rows_B)
         with self._timed("embed"):
             embedded = self.model.embeddings(inputs)
-            for pooled in embedded.pooled:
-                pooled.requires_grad_()
+            for vectors in embedded.vectors:
+                vectors.requires_grad_()
         with self._timed("forward and losses"):
-            logits = self.model.from_embedded(embedded, inputs).logits_BZ
-            losses = task_losses(logits, targets, self.schema.tasks, outputs.mean_T, outputs.std_T)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.half):
+                headed = self.model.from_embedded(embedded, inputs).headed
+            losses = task_losses(
+                headed,
+                targets,
+                self.schema.tasks,
+                outputs.mean_T,
+                outputs.std_T,
+                self.model.heads,
+            )
         with self._timed("backward"):
             self.optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(losses.sum())
+            torch.autograd.backward(losses.means_T.sum())
         with self._timed("dense optimizer"):
             self.optimizer.step()
         with self._timed("table optimizer"):
-            gradients = [pooled.grad for pooled in embedded.pooled if pooled.grad is not None]
+            gradients = [one.grad for one in embedded.vectors if one.grad is not None]
             self.table_optimizer.step(embedded.touched, gradients)
 
     @contextmanager
@@ -195,8 +204,10 @@ def _step(
     step, products = Step(model, schema), Products(model, BATCH, training=True)
     order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(0))
     batches = torch.split(order, BATCH)[: STEPS + 1]
+    half = Step(copy.deepcopy(model), schema, half=True)
     contenders: dict[str, Callable[[], object]] = {
         "recsys_mtl": _over(batches, lambda rows_B: step.run(rows, rows_B)),
+        "recsys_mtl, bfloat16": _over(batches, lambda rows_B: half.run(rows, rows_B)),
         "matrix products alone": products.run,
     }
     peers: dict[str, Callable[[Inputs, Targets], None]] = {

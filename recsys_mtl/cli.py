@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -35,7 +36,10 @@ def _plain_errors(command: Callable[P, None]) -> Callable[P, None]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         from recsys_mtl.errors import EncodingError, ModelDirError, SchemaError
 
-        known = (EncodingError, ModelDirError, SchemaError, FloatingPointError, OSError)
+        known = (
+            *(EncodingError, ModelDirError, SchemaError),
+            *(FloatingPointError, ImportError, OSError),
+        )
         try:
             command(*args, **kwargs)
         except known as error:
@@ -45,15 +49,35 @@ def _plain_errors(command: Callable[P, None]) -> Callable[P, None]:
     return wrapped
 
 
+@app.callback()
+def prepare(
+    modules: Annotated[
+        list[str] | None,
+        typer.Option("--import", help="Module to import first: one with structures of your own."),
+    ] = None,
+) -> None:
+    """Multi-task ranking: train on tables, score tables."""
+    if modules:
+        sys.path.insert(0, str(Path.cwd()))
+    for name in modules or ():
+        importlib.import_module(name)
+
+
 @app.command()
 @_plain_errors
 def train(
     config: ConfigFile,
     model: Annotated[Path, typer.Option("--model", "-m", help="Folder to write.")] = Path("model"),
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the run's state; the same command goes on after a break."),
+    ] = None,
+    checkpoint_minutes: Annotated[float, typer.Option(help="Minutes between two of them.")] = 10.0,
 ) -> None:
     """Train a model as CONFIG says and save it."""
     from recsys_mtl.config import check_labels, read_config
     from recsys_mtl.model_dir import check_target
+    from recsys_mtl.training import Checkpoints
 
     settings = read_config(config)
     check_target(model)
@@ -61,8 +85,13 @@ def train(
     for name, part in rows.items():
         check_labels(part, settings.schema, path=f"tables.{name}")
     ranker = settings.ranker()
-    ranker.fit(rows["train"], valid=rows.get("valid"), refit=settings.run.refit)
+    kept = None
+    if checkpoints is not None:
+        kept = Checkpoints(str(checkpoints), every_minutes=checkpoint_minutes)
+    ranker.fit(rows["train"], valid=rows.get("valid"), refit=settings.run.refit, checkpoints=kept)
     ranker.save(model)
+    if kept is not None:
+        kept.clear()
     typer.echo(f"model: {model}")
     if ranker.valid_report_ is not None:
         typer.echo(f"validation, epoch {ranker.best_epoch_}:\n{ranker.valid_report_}")

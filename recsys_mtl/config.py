@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import KW_ONLY
+from dataclasses import KW_ONLY, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import polars as pl
-from pydantic import Field
 
 from recsys_mtl.encoding.labels import read_labels
 from recsys_mtl.errors import EncodingError, SchemaError
-from recsys_mtl.estimator import MultiTaskRanker, find_device
-from recsys_mtl.network import Heads, MMoE, Sharing, Towers
+from recsys_mtl.estimator import MultiTaskRanker
 from recsys_mtl.reading import Rows, scan
 from recsys_mtl.schema import Schema
+from recsys_mtl.settings import ModelConfig, Settings, check_settings, find_device
 from recsys_mtl.spec import Spec, spec
 from recsys_mtl.tables import lazy_frame
 from recsys_mtl.training import TrainConfig, monitor_parts
@@ -46,16 +45,6 @@ class TablesConfig(Spec):
     train: str | None = None
     valid: str | None = None
     test: str | None = None
-
-
-@spec
-class ModelConfig(Spec):
-    """The network: the arguments of `MultiTaskRanker` of the same names."""
-
-    _: KW_ONLY
-    sharing: Sharing = MMoE()
-    heads: Heads = Towers()
-    embedding_dim: Annotated[int, Field(ge=1)] = 16
 
 
 @spec
@@ -97,22 +86,17 @@ class Config(Spec):
 
     def ranker(self, *, progress: bool | None = None) -> MultiTaskRanker:
         """Make the ranker that the config describes, not fitted."""
-        training = self.training
+        chosen = {
+            field.name: getattr(part, field.name)
+            for part in (self.model, self.training)
+            for field in fields(part)
+        }
         return MultiTaskRanker(
             self.schema,
-            sharing=self.model.sharing,
-            heads=self.model.heads,
-            embedding_dim=self.model.embedding_dim,
-            batch_size=training.batch_size,
-            max_epochs=training.max_epochs,
-            optimizer=training.optimizer,
-            table_optimizer=training.table_optimizer,
-            monitor=training.monitor,
-            patience=training.patience,
-            reset_tables=training.reset_tables,
             device=self.run.device,
             progress=progress,
             random_state=self.run.random_state,
+            **chosen,
         )
 
     def rows(self) -> dict[str, Rows]:
@@ -203,10 +187,25 @@ def _check_run(config: Config) -> None:
         find_device(config.run.device)
     except SchemaError as error:
         raise SchemaError(f"run.{error}") from None
+    _check_settings(config)
     if config.run.refit and config.tables.valid is None:
         raise SchemaError("run.refit needs tables.valid: those rows choose the number of epochs.")
     if task and config.tables.valid is None:
         raise SchemaError("training.monitor needs tables.valid: that is what is monitored.")
+
+
+def _check_settings(config: Config) -> None:
+    """Check the model and the training against the schema; an error begins with its section."""
+    chosen = {
+        field.name: getattr(part, field.name)
+        for part in (config.model, config.training)
+        for field in fields(part)
+    }
+    try:
+        check_settings(config.schema, Settings(**chosen))
+    except SchemaError as error:
+        training = str(error).startswith(("tower_optimizers", "balance"))
+        raise SchemaError(f"{'training' if training else 'model'}.{error}") from None
 
 
 def _check_tables(config: Config) -> None:

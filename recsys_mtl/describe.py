@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import polars as pl
 
 from recsys_mtl.estimator import MultiTaskRanker
-from recsys_mtl.schema import Feature, IdFeature, Task
+from recsys_mtl.schema import Binary, Feature, IdFeature, Task
 
 
 def describe_model(ranker: MultiTaskRanker) -> str:
@@ -17,6 +18,7 @@ def describe_model(ranker: MultiTaskRanker) -> str:
     layout = scorer.encoder.layout
     tables = sum(table.weight_RD.numel() for table in scorer.model.embeddings.each())
     dense = sum(p.numel() for p in scorer.model.parameters() if p.requires_grad)
+    num_views = settings.sharing.num_views(len(schema.tasks))
     lines = ["reads"]
     for name, side in (("user", schema.user), ("item", schema.item)):
         if side is not None:
@@ -28,10 +30,21 @@ def describe_model(ranker: MultiTaskRanker) -> str:
         "network",
         f"  sharing: {settings.sharing}",
         f"  heads: {settings.heads}",
+        *(f"  history: {encoder}" for encoder in settings.sequences),
+        *(f"  extractor: {extractor}" for extractor in settings.extractors),
+        f"  interaction: {settings.interaction}",
+        "training",
+        f"  balance: {settings.balance}",
+        f"  optimizer: {settings.optimizer}, schedule: {settings.schedule}",
+        *(f"  optimizer of {one.task}: {one.optimizer}" for one in settings.tower_optimizers),
+        f"  tables: {settings.table_optimizer}",
+        f"  batches of {settings.batch_size:,}, random state {settings.random_state}",
+        "parameters",
         f"  parameters: {dense:,} dense, {tables:,} in {len(layout.tables)} embedding tables",
         "embedding tables",
         *(
-            f"  {table.name}: {table.num_rows:,} rows x {table.dim or settings.embedding_dim}"
+            f"  {table.name}: {table.num_rows:,} rows x"
+            f" {(table.dim or settings.embedding_dim) * num_views}"
             for table in layout.tables
         ),
     ]
@@ -86,4 +99,12 @@ def _detail(feature: Feature) -> str:
 
 def _task(task: Task) -> str:
     space = "" if task.within is None else f", within {task.within}"
-    return f"{task.name} ({task.kind}) from {task.label}, weight {task.weight:g}{space}"
+    joint = f", both as {task.joint}" if isinstance(task, Binary) and task.joint else ""
+    common = {"name", "label", "weight", "within", "joint"}
+    other = [
+        f", {field.name} {getattr(task, field.name)!r}"
+        for field in dataclasses.fields(task)
+        if field.name not in common and getattr(task, field.name) not in (field.default, ())
+    ]
+    said = f"{space}{joint}{''.join(other)}"
+    return f"{task.name} ({task.kind}) from {task.label}, weight {task.weight:g}{said}"

@@ -3,32 +3,53 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import KW_ONLY, fields, replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
-import polars as pl
 import torch
-from pydantic import Field
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 
 from recsys_mtl.encoding import OBSERVED, Batch, Encoder, absent_notes, warm
 from recsys_mtl.errors import EncodingError, ModelDirError, NotFittedError, SchemaError
-from recsys_mtl.metrics import Measurement, Report
-from recsys_mtl.model_dir import ModelDir, read_model_dir, write_model_dir
-from recsys_mtl.network import Heads, MMoE, MultiTaskModel, RowTensors, Sharing, Towers
+from recsys_mtl.metrics import Report
+from recsys_mtl.model_dir import (
+    ModelDir,
+    history_from,
+    metrics_to_json,
+    read_model_dir,
+    report_from,
+    write_model_dir,
+)
+from recsys_mtl.network import (
+    Extractor,
+    Heads,
+    Interaction,
+    MMoE,
+    MultiTaskModel,
+    NoInteraction,
+    RowTensors,
+    SequenceEncoder,
+    Sharing,
+    Towers,
+)
 from recsys_mtl.reading import scan
 from recsys_mtl.schema import Schema
 from recsys_mtl.serving import Scorer
-from recsys_mtl.spec import spec
+from recsys_mtl.settings import Fit, Settings, build_network, check_settings, find_device
 from recsys_mtl.training import (
     Adam,
+    Balance,
+    Checkpoints,
+    Fixed,
     Optimizer,
     RowWiseAdagrad,
-    TrainConfig,
+    Schedule,
+    TowerOptimizer,
     Trained,
     Trainer,
     evaluate_rows,
@@ -39,20 +60,8 @@ from recsys_mtl.training import (
 
 _log = logging.getLogger(__name__)
 
-_MMOE, _TOWERS, _ADAM, _ADAGRAD = MMoE(), Towers(), Adam(), RowWiseAdagrad()
-
-
-@spec
-class Settings(TrainConfig):
-    """All that a model was fitted with beside the schema: the arguments of `MultiTaskRanker`."""
-
-    _: KW_ONLY
-    sharing: Sharing = _MMOE
-    heads: Heads = _TOWERS
-    embedding_dim: Annotated[int, Field(ge=1)] = 16
-    random_state: int | None = None
-
-
+_MMOE, _TOWERS, _PLAIN = MMoE(), Towers(), NoInteraction()
+_ADAM, _ADAGRAD, _FIXED, _STEADY = Adam(), RowWiseAdagrad(), Fixed(), Schedule()
 _SETTINGS = tuple(setting.name for setting in fields(Settings))
 
 
@@ -64,13 +73,22 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
     schema
         What the columns mean.
     sharing
-        How tasks share: `SharedBottom`, `MMoE`, `PLE`.
+        How tasks share: `SharedBottom`, `OMoE`, `MMoE`, `CGC`, `PLE`, `CrossStitch`, `STEM`, `AdaTT`, `HoME`,
+        `PEPNet`.
     heads
-        How representations become predictions: `Towers`.
+        How representations become predictions: `Towers`, `Serial`, `ESMM`, `ESCM2`, `AITM`, `DBMTL`.
     embedding_dim
         Width of the embedding tables of features that name none.
-    batch_size, max_epochs, optimizer, table_optimizer, monitor, patience, reset_tables
-        As in `TrainConfig`.
+    sequences
+        Encoders of `History` features: `Mean`, `GRU`, `DilatedCNN`, `DIN`, `CausalAttention`; one without
+        `feature` is for all that have none of their own. By default the mean of the events.
+    interaction
+        How features meet before sharing: `NoInteraction`, `CrossNetwork`, `FM`.
+    extractors
+        Networks that replace `Vector` features: `ImageCNN`, `MLPExtractor`, or a subclass of `Extractor`.
+    batch_size, max_epochs, optimizer, tower_optimizers, table_optimizer, balance, schedule, clip_norm, \
+average, precision, monitor, patience, reset_tables, observe_every
+        As in `recsys_mtl.training.TrainConfig`.
     device
         ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ...; ``"auto"`` takes a GPU where there is one.
     progress
@@ -83,7 +101,9 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
     Attributes
     ----------
     history_ : polars.DataFrame
-        One row per epoch of the run that was validated.
+        One row per epoch of the run that was validated: losses, validation metrics, seconds, and what
+        `looks` steps of the epoch showed of gates, experts and gradients, by columns that
+        `recsys_mtl.training.observe.Observer.record` explains.
     best_epoch_ : int
         The epoch whose weights were kept, or that chose the length of the refit.
     valid_report_ : Report or None
@@ -109,13 +129,23 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
         sharing: Sharing = _MMOE,
         heads: Heads = _TOWERS,
         embedding_dim: int = 16,
+        sequences: Sequence[SequenceEncoder] = (),
+        interaction: Interaction = _PLAIN,
+        extractors: Sequence[Extractor] = (),
         batch_size: int = 2048,
         max_epochs: int = 10,
         optimizer: Optimizer = _ADAM,
+        tower_optimizers: Sequence[TowerOptimizer] = (),
         table_optimizer: RowWiseAdagrad = _ADAGRAD,
+        balance: Balance = _FIXED,
+        schedule: Schedule = _STEADY,
+        clip_norm: float | None = None,
+        average: float | None = None,
+        precision: str = "float32",
         monitor: str = "loss",
         patience: int = 2,
         reset_tables: bool = False,
+        observe_every: int = 100,
         device: str = "auto",
         progress: bool | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -124,18 +154,36 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
         self.sharing = sharing
         self.heads = heads
         self.embedding_dim = embedding_dim
+        self.sequences = sequences
+        self.interaction = interaction
+        self.extractors = extractors
         self.batch_size = batch_size
         self.max_epochs = max_epochs
         self.optimizer = optimizer
+        self.tower_optimizers = tower_optimizers
         self.table_optimizer = table_optimizer
+        self.balance = balance
+        self.schedule = schedule
+        self.clip_norm = clip_norm
+        self.average = average
+        self.precision = precision
         self.monitor = monitor
         self.patience = patience
         self.reset_tables = reset_tables
+        self.observe_every = observe_every
         self.device = device
         self.progress = progress
         self.random_state = random_state
 
-    def fit(self, rows: Any, y: None = None, *, valid: Any = None, refit: bool = False) -> Self:
+    def fit(
+        self,
+        rows: Any,
+        y: None = None,
+        *,
+        valid: Any = None,
+        refit: bool = False,
+        checkpoints: Checkpoints | None = None,
+    ) -> Self:
         """Train on rows whose labels are columns of the table.
 
         Parameters
@@ -149,11 +197,16 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
         refit
             Once `valid` has chosen the number of epochs, train a new model that long on `rows` and
             `valid` together: the latest rows are worth more than any architecture.
+        checkpoints
+            Where to keep the state of the run. Called again with the same tables and settings after a
+            break, `fit` goes on from there, and the model is the same, bit for bit on one machine.
 
         Raises
         ------
         SchemaError, EncodingError
             If the settings or the tables contradict the schema. The ranker stays as it was.
+        ModelDirError
+            If a checkpoint is damaged or that of another run.
         """
         if y is not None:
             raise TypeError(
@@ -165,15 +218,22 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
             raise ValueError(f"monitor={settings.monitor!r} needs valid rows. Found none.")
         if refit and valid is None:
             raise ValueError("refit=True needs valid rows: they choose the number of epochs.")
+        if checkpoints is not None and settings.random_state is None:
+            raise ValueError(
+                "checkpoints need an integer random_state: a run of another seed is another."
+            )
+        check_settings(self.schema, settings)
         device = find_device(self.device)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         train_rows = scan(rows)
         valid_rows = None if valid is None else scan(valid)
         both = train_rows.concat(valid_rows) if refit and valid_rows is not None else None
-        encoder, model, trained = self._train(settings, device, seed, train_rows, valid_rows)
+        chosen = Fit(settings, device, seed, checkpoints, "fit")
+        encoder, model, trained = self._train(chosen, train_rows, valid_rows)
         if both is not None:
-            chosen = replace(settings, max_epochs=trained.best_epoch)
-            encoder, model, _ = self._train(chosen, device, seed, both, None)
+            again = replace(settings, max_epochs=trained.best_epoch)
+            chosen = Fit(again, device, seed, checkpoints, "refit")
+            encoder, model, _ = self._train(chosen, both, None)
         self.scorer_ = Scorer(self.schema, encoder, model)
         self.settings_ = settings
         self.history_, self.best_epoch_ = trained.history, trained.best_epoch
@@ -210,12 +270,7 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
         scorer = self.scorer
         encoder, arrays = scorer.encoder.state()
         report = self.valid_report_
-        metrics = {
-            "best_epoch": self.best_epoch_,
-            "history": _finite(self.history_.to_dicts()),
-            "validation": None if report is None else _finite(report.to_frame().to_dicts()),
-            "notes": [] if report is None else list(report.notes),
-        }
+        metrics = metrics_to_json(self.best_epoch_, self.history_, report)
         write_model_dir(
             path,
             ModelDir(
@@ -245,9 +300,7 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
         monitor_parts(settings.monitor, self.schema)
         return settings
 
-    def _train(
-        self, settings: Settings, device: torch.device, seed: int, rows: Any, valid: Any
-    ) -> tuple[Encoder, MultiTaskModel, Trained]:
+    def _train(self, chosen: Fit, rows: Any, valid: Any) -> tuple[Encoder, MultiTaskModel, Trained]:
         encoder = Encoder(self.schema)
         batch = encoder.fit_encode(rows)
         valid_batch = None if valid is None else encoder.encode(valid)
@@ -258,12 +311,15 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
             raise EncodingError("valid must hold rows with observed labels. Found none.")
         for note in absent_notes(batch.absent):
             _log.warning("%s", note)
-        with seeded(seed, device):
-            model = _network(encoder, settings)
+        with seeded(chosen.seed, chosen.device):
+            model = build_network(encoder, chosen.settings)
             model.learn_outputs(batch)
-            model.to(device)
-            trainer = Trainer(model, self.schema, settings, seed=seed, progress=self.progress)
-            return encoder, model, trainer.fit(batch, valid_batch)
+            model.to(chosen.device)
+            trainer = Trainer(
+                model, self.schema, chosen.settings, seed=chosen.seed, progress=self.progress
+            )
+            checkpoint = chosen.checkpoint(self.schema, batch, valid_batch)
+            return encoder, model, trainer.fit(batch, valid_batch, checkpoint=checkpoint)
 
 
 def load(path: str | Path, *, device: str = "auto") -> MultiTaskRanker:
@@ -291,38 +347,21 @@ def load(path: str | Path, *, device: str = "auto") -> MultiTaskRanker:
         settings = Settings.from_dict(found.model, path="model")
         encoder = Encoder.from_state(schema, found.encoder, found.encoder_arrays)
         with seeded(0, torch.device("cpu")):  # what is drawn here is overwritten
-            model = _network(encoder, settings)
+            model = build_network(encoder, settings)
         model.load_state_dict(dict(found.weights))
     except (SchemaError, KeyError, RuntimeError) as error:
-        raise ModelDirError(f"{path} does not fit this version of the package: {error}") from error
+        raise ModelDirError(
+            f"{path} does not fit this version of the package: {error} If a kind is one of your own,"
+            " import the module that defines it first (by command: --import MODULE)."
+        ) from error
     given = {name: getattr(settings, name) for name in _SETTINGS}
     ranker = MultiTaskRanker(schema, device=device, **given)
     ranker.scorer_ = Scorer(schema, encoder, model.to(where))
     ranker.settings_ = settings
     ranker.best_epoch_ = int(found.metrics["best_epoch"])
-    ranker.history_ = _history(found.metrics["history"])
-    ranker.valid_report_ = _report(found.metrics)
+    ranker.history_ = history_from(found.metrics["history"])
+    ranker.valid_report_ = report_from(found.metrics)
     return ranker
-
-
-def find_device(name: Literal["auto"] | str) -> torch.device:
-    """Return the device of that name; ``"auto"`` is a GPU where there is one.
-
-    Raises
-    ------
-    SchemaError
-        If there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise SchemaError(
-            f"device must be 'auto' or a device of this machine. Found {name!r}: {error}"
-        ) from error
-    return device
 
 
 def _check_observed(batch: Batch, schema: Schema) -> None:
@@ -338,46 +377,8 @@ def _check_observed(batch: Batch, schema: Schema) -> None:
             )
 
 
-def _network(encoder: Encoder, settings: Settings) -> MultiTaskModel:
-    return MultiTaskModel(
-        encoder.layout,
-        encoder.schema.tasks,
-        sharing=settings.sharing,
-        heads=settings.heads,
-        embedding_dim=settings.embedding_dim,
-    )
-
-
 def _labelled(scorer: Scorer, rows: Any) -> tuple[Batch, RowTensors]:
     batch = scorer.encoder.encode(rows)
     if batch.num_rows == 0:
         raise EncodingError("The interactions must hold rows to evaluate. Found an empty table.")
     return batch, RowTensors(batch, scorer.device)
-
-
-def _history(rows: list[dict[str, Any]]) -> pl.DataFrame:
-    """Rebuild the table of epochs; metrics that were undefined are NaN again."""
-    frame = pl.DataFrame(rows, infer_schema_length=None)
-    return frame.with_columns(
-        pl.col(name).cast(pl.Float64).fill_null(float("nan"))
-        for name in frame.columns
-        if frame[name].null_count()
-    )
-
-
-def _report(metrics: dict[str, Any]) -> Report | None:
-    if metrics["validation"] is None:
-        return None
-    measured = [
-        Measurement(**{**row, "value": float("nan") if row["value"] is None else row["value"]})
-        for row in metrics["validation"]
-    ]
-    return Report(tuple(measured), tuple(metrics["notes"]))
-
-
-def _finite(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Replace NaN by null: JSON has no NaN."""
-    return [
-        {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
-        for row in rows
-    ]

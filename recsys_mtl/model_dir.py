@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
@@ -25,8 +26,9 @@ from safetensors.torch import save as save_tensors
 from recsys_mtl.encoding import HASH_VERSION
 from recsys_mtl.encoding.learning import Array
 from recsys_mtl.errors import ModelDirError
+from recsys_mtl.metrics import Measurement, Report
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _FORMAT = "recsys_mtl model"
 _MANIFEST = "manifest.json"
 _JSON = ("schema", "model", "encoder", "metrics")
@@ -222,3 +224,44 @@ def _sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def metrics_to_json(
+    best_epoch: int, history: pl.DataFrame, report: Report | None
+) -> dict[str, Any]:
+    """Return how a run went as JSON values, for `ModelDir.metrics`."""
+    return {
+        "best_epoch": best_epoch,
+        "history": _finite(history.to_dicts()),
+        "validation": None if report is None else _finite(report.to_frame().to_dicts()),
+        "notes": [] if report is None else list(report.notes),
+    }
+
+
+def history_from(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    """Rebuild the table of epochs; metrics that were undefined are NaN again."""
+    frame = pl.DataFrame(rows, infer_schema_length=None)
+    return frame.with_columns(
+        pl.col(name).cast(pl.Float64).fill_null(float("nan"))
+        for name in frame.columns
+        if frame[name].null_count() and not frame.schema[name].is_nested()
+    )
+
+
+def report_from(metrics: dict[str, Any]) -> Report | None:
+    """Rebuild the validation report, if there was one."""
+    if metrics["validation"] is None:
+        return None
+    measured = [
+        Measurement(**{**row, "value": float("nan") if row["value"] is None else row["value"]})
+        for row in metrics["validation"]
+    ]
+    return Report(tuple(measured), tuple(metrics["notes"]))
+
+
+def _finite(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Replace NaN by null: JSON has no NaN."""
+    return [
+        {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
+        for row in rows
+    ]

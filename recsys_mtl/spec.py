@@ -119,8 +119,24 @@ def _explain(error: ValidationError, where: str) -> str:
         found = (
             "" if problem["type"] in {"missing", "value_error"} else f" Found {problem['input']!r}."
         )
-        lines.append(f"{where}{place}: {text.rstrip('.')}.{found}")
+        lines.append(f"{where}{place}: {text.rstrip('.')}.{found}{_remedy(problem)}")
     return "\n".join(lines)
+
+
+def _remedy(problem: Mapping[str, Any]) -> str:
+    """Say what to do about a value of the wrong type, where that is plain."""
+    found = problem["input"]
+    if isinstance(found, type) and issubclass(found, Spec):
+        return f" Add parentheses: {found.__name__}()."
+    listed = problem["type"].startswith(("tuple", "sequence", "list")) or (
+        problem["type"] == "is_instance_of" and "instance of Sequence" in problem["msg"]
+    )
+    if listed and not isinstance(found, list | tuple):
+        return " Put it in a list: [...]."
+    if isinstance(found, str) and found in Spec._kinds:
+        name = Spec._kinds[found].__name__
+        return f" Write {name}(), or in a file {{ kind = {found!r} }}."
+    return ""
 
 
 def _plain(value: Any) -> Any:

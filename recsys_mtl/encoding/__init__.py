@@ -12,7 +12,7 @@ from recsys_mtl.encoding.batch import (
 )
 from recsys_mtl.encoding.cache import EncodedCache
 from recsys_mtl.encoding.collisions import collision_report
-from recsys_mtl.encoding.encoder import Encoder, InputLayout, TableSize
+from recsys_mtl.encoding.encoder import Encoder
 from recsys_mtl.encoding.hashing import (
     EMPTY_ROW,
     HASH_VERSION,
@@ -26,6 +26,7 @@ from recsys_mtl.encoding.hashing import (
     table_seed,
     warm,
 )
+from recsys_mtl.encoding.layout import InputLayout, TableSize
 
 __all__ = [
     "EMPTY_ROW",

@@ -141,6 +141,9 @@ class Batch:
         Sample weights, shape as labels.
     absent
         Rows whose user or item its side table lacks, by side.
+    groups
+        A number for each row, alike for rows of one user or request, shape (n,): by these, ranking
+        losses compare rows. Read with the labels, if a task has such a loss.
     """
 
     num_rows: int
@@ -150,6 +153,7 @@ class Batch:
     states: npt.NDArray[np.uint8] | None = None
     weights: FloatArray | None = None
     absent: dict[str, int] = field(default_factory=dict)
+    groups: IntArray | None = None
 
     def flat(self) -> Batch:
         """Return the same rows with every part widened to one row per interaction."""

@@ -26,26 +26,25 @@ from recsys_mtl.encoding.digests import (
     load64,
 )
 
-BLOCK: Final = 256
-"""Keys handled at a time: their planes stay in the first-level cache."""
+BLOCK: Final = 512
+"""Keys handled at a time: those of their planes that a step reads stay in the first-level cache."""
 
 _MILLISECONDS_PER_DAY: Final = 86_400_000
 _INLINE: Final = np.uint64(12)
 
 
 @helper
-def spread_validity(validity: int, valid: Any, start: int, count: int) -> Any:
-    """Write a block's validity bits as words of all ones or zeros; return those of its keys."""
+def spread_validity(validity: int, valid: Any, start: int, count: int) -> None:
+    """Write a block's validity bits as words of all ones or zeros, the first key's at `start & 7`."""
     skipped = start & 7
     if validity == 0:
         valid[: skipped + count] = ~U0
-        return valid[skipped : skipped + count]
+        return
     # Byte by byte: the eight shifts of one byte are one vector operation.
     for byte in range((skipped + count + 7) >> 3):
         bits = load8(validity, (start >> 3) + byte)
         for bit in range(8):
             valid[8 * byte + bit] = U0 - ((bits >> np.uint64(bit)) & U1)
-    return valid[skipped : skipped + count]
 
 
 @helper

@@ -39,8 +39,13 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def helper(function: _Function) -> _Function:
-    """Compile a function that only kernels call; it is cached as a part of them."""
-    return cast(_Function, numba.njit(nogil=True, error_model="numpy")(function))
+    """Compile a function that only kernels call; it is cached as a part of them.
+
+    It neither makes arrays nor returns any: it does not count references to those it is given, of
+    which a block of keys would otherwise take dozens, each an atomic operation.
+    """
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
+    return cast(_Function, numba.njit(**options)(function))
 
 
 def _loader(kind: types.Integer) -> Any:

@@ -12,43 +12,24 @@ import polars as pl
 from recsys_mtl.encoding.batch import Batch, Block, FloatArray, IntArray, Part, Ragged
 from recsys_mtl.encoding.columns import read_numbers, read_several, read_source, read_vectors
 from recsys_mtl.encoding.keys import ABSENT, KeyIndex
-from recsys_mtl.encoding.labels import read_labels
+from recsys_mtl.encoding.labels import read_groups, read_labels
+from recsys_mtl.encoding.layout import InputLayout, TableSize
 from recsys_mtl.encoding.learning import Array, Learned, Sample, learn
 from recsys_mtl.encoding.sources import Source, table_rows
 from recsys_mtl.errors import EncodingError, NotFittedError
 from recsys_mtl.reading import Rows, SideTable, require, scan
-from recsys_mtl.schema import Feature, IdFeature, ListFeature, Numeric, Schema, Side, Vector
+from recsys_mtl.schema import (
+    Feature,
+    History,
+    IdFeature,
+    ListFeature,
+    Numeric,
+    Schema,
+    Side,
+    Vector,
+)
 
 Labels = Literal["required", "none"]
-
-
-@dataclass(frozen=True)
-class TableSize:
-    """One embedding table: its name, rows, and width (None: the model's)."""
-
-    name: str
-    num_rows: int
-    dim: int | None
-
-
-@dataclass(frozen=True)
-class InputLayout:
-    """What the columns of encoded blocks are, in the order of the schema's features.
-
-    Parameters
-    ----------
-    tables
-        All embedding tables.
-    id_tables, list_tables
-        The table each one-id column and each list column looks up.
-    dense_dim
-        Width of the dense numbers.
-    """
-
-    tables: tuple[TableSize, ...]
-    id_tables: tuple[str, ...]
-    list_tables: tuple[str, ...]
-    dense_dim: int
 
 
 @dataclass(frozen=True)
@@ -156,7 +137,7 @@ class Encoder:
         rows
             `Rows`, or any table `scan` takes.
         labels
-            ``"none"`` leaves label columns unread: scoring needs none.
+            ``"none"`` leaves the columns of labels and groups unread: scoring needs none.
         """
         opened = scan(rows)
         frame = opened.frame(self._columns(opened, labels))
@@ -178,7 +159,7 @@ class Encoder:
         start = 0
         for frame in opened.frames(self._columns(opened, labels), chunk_rows=chunk_rows):
             try:
-                chunk = self._encode(opened, frame, labels, sides)
+                chunk = self._encode(opened, frame, labels, sides, first_row=start)
             except EncodingError as error:
                 raise EncodingError(f"In the chunk that begins at row {start}: {error}") from error
             start += frame.height
@@ -201,22 +182,37 @@ class Encoder:
         """What the columns of encoded blocks are."""
         learned = self.learned
         tables: dict[str, TableSize] = {}
-        ids: list[str] = []
-        lists: list[str] = []
-        dense_dim = 0
+        ids: list[tuple[str, str]] = []
+        lists: list[tuple[str, str]] = []
+        dense: list[tuple[str, int]] = []
+        histories: list[int] = []
+        item = self.schema.item
+        of_item = [] if item is None else [feature.name for feature in item.features]
         for feature in self.schema.features:
             if isinstance(feature, IdFeature):
                 name, rows = feature.table_name, learned.maps[feature.table_name].num_rows
-                (lists if _has_several(feature) else ids).append(name)
+                if isinstance(feature, History):
+                    histories.append(len(lists))
+                (lists if _has_several(feature) else ids).append((feature.name, name))
                 tables[name] = TableSize(name, rows, feature.embedding_dim)
             elif isinstance(feature, Numeric) and feature.scaling == "quantile":
                 name = f"{feature.name}.quantiles"
-                ids.append(name)
+                ids.append((feature.name, name))
                 rows = learned.scales[feature.name].num_rows
                 tables[name] = TableSize(name, rows, feature.embedding_dim)
             else:
-                dense_dim += feature.dim if isinstance(feature, Vector) else 2
-        return InputLayout(tuple(tables.values()), tuple(ids), tuple(lists), dense_dim)
+                dense.append((feature.name, feature.dim if isinstance(feature, Vector) else 2))
+        return InputLayout(
+            tuple(tables.values()),
+            id_tables=tuple(table for _, table in ids),
+            list_tables=tuple(table for _, table in lists),
+            dense_dim=sum(width for _, width in dense),
+            id_names=tuple(name for name, _ in ids),
+            list_names=tuple(name for name, _ in lists),
+            dense_names=tuple(dense),
+            histories=tuple(histories),
+            items=tuple(place for place, (name, _) in enumerate(ids) if name in of_item),
+        )
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return what was learned as JSON values and named arrays, for `from_state`."""
@@ -254,7 +250,10 @@ class Encoder:
             )
             wanted += columns
         wanted += _columns_of(self.schema.context)
-        return wanted + (list(self.schema.label_columns) if labels == "required" else [])
+        if labels == "none":
+            return wanted
+        group = self.schema.group
+        return [*wanted, *self.schema.label_columns, *([] if group is None else [group])]
 
     def _learn(self, rows: Rows, frame: pl.DataFrame) -> None:
         if frame.is_empty():
@@ -283,7 +282,13 @@ class Encoder:
         return samples
 
     def _encode(
-        self, rows: Rows, frame: pl.DataFrame, labels: Labels, sides: dict[str, _EncodedSide]
+        self,
+        rows: Rows,
+        frame: pl.DataFrame,
+        labels: Labels,
+        sides: dict[str, _EncodedSide],
+        *,
+        first_row: int = 0,
     ) -> Chunk:
         parts: list[WholePart] = []
         absent: dict[str, int] = {}
@@ -303,7 +308,9 @@ class Encoder:
         if labels == "none":
             return Chunk(tuple(parts), Batch(frame.height, (), keys, absent=absent))
         read = read_labels(frame, self.schema.tasks)
-        return Chunk(tuple(parts), Batch(frame.height, (), keys, *read, absent))
+        group = self.schema.group
+        groups = None if group is None else read_groups(frame[group], first_row=first_row)
+        return Chunk(tuple(parts), Batch(frame.height, (), keys, *read, absent, groups))
 
     def _place(self, side: Side, encoded: _EncodedSide, keys: pl.Series) -> tuple[WholePart, int]:
         """Refer each key to its row; keys the side table lacks get rows of their own at the end."""

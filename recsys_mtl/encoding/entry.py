@@ -23,13 +23,13 @@ from recsys_mtl.encoding.hashing import HASH_VERSION
 from recsys_mtl.encoding.learning import Array
 from recsys_mtl.errors import EncodingError
 
-ENTRY_VERSION = 1
+ENTRY_VERSION = 2
 """Raised when the files change, and when the same rows encode to other numbers."""
 
 _FORMAT = "recsys_mtl encoded rows"
 _MANIFEST = "manifest.json"
 _KEYS = "keys.arrow"
-_TARGETS = ("labels", "states", "weights")
+_TARGETS = ("labels", "states", "weights", "groups")
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException)
 
 # Without it Linux refuses private maps larger than the memory; Python names it from 3.13 on.
@@ -171,15 +171,13 @@ def _read(entry: Path) -> Batch:
     keys = entry / _KEYS
     _check_size(keys, keys.stat().st_size, manifest["keys_bytes"])
     table = pa.ipc.open_stream(pa.memory_map(str(keys))).read_all()
-    labels, states, weights = (arrays.get(name) for name in _TARGETS)
+    targets = {name: arrays.get(name) for name in _TARGETS}
     return Batch(
         manifest["num_rows"],
         tuple(parts),
         cast("pl.DataFrame", pl.from_arrow(table, rechunk=False)),
-        labels,
-        states,
-        weights,
-        manifest["absent"],
+        absent=manifest["absent"],
+        **targets,
     )
 
 

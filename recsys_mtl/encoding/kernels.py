@@ -11,6 +11,7 @@ a row of its own, else the hash, of which 0 and 1 count as 2 and 3.
 from typing import Any, Final
 
 import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped] # it has no types
 from numba.core import types
 from numba.extending import intrinsic
 
@@ -59,6 +60,7 @@ TABLE, TABLE_SIZE = 16, 17  # a dictionary's entries and a 0 for null; or the ed
 NUM_FIELDS: Final = 18
 
 _U63: Final = np.uint64(63)
+_TILE_COLUMNS: Final = 4  # those that `_weave` takes
 
 
 def _counter(_context: Any, _word: Any) -> Any:
@@ -82,6 +84,43 @@ def _float_loader(_context: Any, _base: Any, _offset: Any) -> Any:
     return types.float64(types.int64, types.int64), generate
 
 
+def _weaver(_context: Any, _source: Any, _pitch: Any, _target: Any, _row: Any) -> Any:
+    """Make a function that turns four columns of eight int32 into eight rows of four.
+
+    It takes the address of the first column and the bytes from one to the next, and the same of the
+    rows. LLVM does not make vector operations of a loop that does this.
+    """
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        word = context.get_value_type(types.int32)
+        column, row = ir.VectorType(word, 8), ir.VectorType(word, 4)
+        source, pitch, target, step = arguments
+
+        def place(base: Any, distance: Any, number: int, kind: Any) -> Any:
+            offset = builder.mul(distance, ir.Constant(distance.type, number))
+            return builder.inttoptr(builder.add(base, offset), kind.as_pointer())
+
+        def mix(one: Any, other: Any, *picked: int) -> Any:
+            mask = ir.Constant(ir.VectorType(ir.IntType(32), len(picked)), list(picked))
+            return builder.shuffle_vector(one, other, mask)
+
+        a, b, c, d = (
+            builder.load(place(source, pitch, number, column), align=4) for number in range(4)
+        )
+        low, high = (0, 8, 1, 9, 4, 12, 5, 13), (2, 10, 3, 11, 6, 14, 7, 15)
+        even, odd = (0, 1, 8, 9, 4, 5, 12, 13), (2, 3, 10, 11, 6, 7, 14, 15)
+        halves = [(mix(a, b, *half), mix(c, d, *half)) for half in (low, high)]
+        pairs = [mix(*half, *part) for half in halves for part in (even, odd)]
+        for number, pair in enumerate(pairs):
+            for later in (0, 4):
+                found = mix(pair, pair, *range(later, later + 4))
+                builder.store(found, place(target, step, number + later, row), align=4)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64, types.int64, types.int64), generate
+
+
+_weave: Any = intrinsic(_weaver)
 _count_ones: Any = intrinsic(_counter)
 _load_float: Any = intrinsic(_float_loader)
 
@@ -201,6 +240,12 @@ def _place_numbers(fields: Any, start: int, out: Any) -> None:
 def _gather(fields: Any, words: Any, valid: Any, start: int, wide: bool, out: Any) -> None:
     """Write the dictionary's entry per row; a null row's code is not looked at."""
     table, size = fields[TABLE], np.uint64(fields[TABLE_SIZE])
+    if fields[VALIDITY] == 0 and fields[WIDTH] == 4 and not wide:  # the usual case, in one pass
+        values = fields[VALUES]
+        for key in range(out.size):
+            code = np.int64(min(load32(values, 4 * (start + key)), size))
+            out[key] = load32(table, 4 * code)
+        return
     read_integers(words, fields[KIND], fields[WIDTH], fields[VALUES], start, out.size)
     for key in range(out.size):
         # The entry after the last is that of null.
@@ -208,40 +253,83 @@ def _gather(fields: Any, words: Any, valid: Any, start: int, wide: bool, out: An
         out[key] = load64(table, 8 * code) if wide else load32(table, 4 * code)
 
 
+@helper
+def _write_tile(tile: Any, out: Any, first: int, num_columns: int) -> None:
+    """Turn up to four columns into a part of each row, from the first column's place on."""
+    count, width = out.shape
+    keys = count & ~7 if num_columns == _TILE_COLUMNS else 0
+    source, target = tile.ctypes.data, out.ctypes.data + 4 * first
+    for key in range(0, keys, 8):
+        _weave(source + 4 * key, 4 * BLOCK, target + 4 * key * width, 4 * width)
+    for key in range(keys, count):
+        for column in range(num_columns):
+            out[key, first + column] = tile[column, key]
+
+
+@helper
+def _fill_tile(
+    columns: Any, planes: Any, places: Any, valid: Any, tile: Any, begin: int, count: int
+) -> None:
+    """Write the table rows of all columns, shape (columns, at least `count`)."""
+    for column in range(columns.shape[0]):
+        fields, target = columns[column], tile[column, :count]
+        start = fields[FIRST] + begin
+        spread_validity(fields[VALIDITY], valid, start, count)
+        present = valid[start & 7 : (start & 7) + count]
+        if fields[KIND] == arrow.NULLS:
+            target[:] = NULL_ROW
+        elif fields[KIND] == arrow.NUMBERS:
+            _place_numbers(fields, start, target)
+        elif fields[TABLE] != 0:
+            _gather(fields, planes[0], present, start, False, target)
+        else:
+            _hash_block(fields, planes, places, present, start)
+            _mark_block(fields, planes[5], planes[4], present)
+            _place_block(fields, planes[5], target)
+
+
 @compiled
 def encode_rows(columns: Any, begin: int, out: Any) -> None:
     """Write the table rows of all columns, shape (columns, NUM_FIELDS), from row `begin` of each.
 
-    The rows of `out`, shape (n, columns), are written whole: a store per column would cost more
-    than its hash.
+    The rows of `out`, shape (n, columns), are written four columns at a time: a store per column
+    would cost as much as a part of its hash, and more columns would leave the first-level cache.
     """
     num_columns = columns.shape[0]
     table = np.zeros((6, BLOCK), np.uint64)
     planes = (table[0], table[1], table[2], table[3], table[4], table[5])
     places, valid = np.zeros(2 * BLOCK, np.int64), np.empty(BLOCK + 16, np.uint64)
-    tile, flat = np.empty((num_columns, BLOCK), np.int32), out.reshape(out.size)
+    tile = np.empty((_TILE_COLUMNS, BLOCK), np.int32)
     for done in range(0, out.shape[0], BLOCK):
-        count = min(BLOCK, out.shape[0] - done)
-        for column in range(num_columns):
-            fields, target = columns[column], tile[column, :count]
-            if num_columns == 1:
-                target = flat[done : done + count]
-            start = fields[FIRST] + begin + done
-            present = spread_validity(fields[VALIDITY], valid, start, count)
-            if fields[KIND] == arrow.NULLS:
-                target[:] = NULL_ROW
-            elif fields[KIND] == arrow.NUMBERS:
-                _place_numbers(fields, start, target)
-            elif fields[TABLE] != 0:
-                _gather(fields, table[0], present, start, False, target)
-            else:
-                _hash_block(fields, planes, places, present, start)
-                _mark_block(fields, table[5], table[4], present)
-                _place_block(fields, table[5], target)
-        if num_columns > 1:
-            for key in range(count):
-                for column in range(num_columns):
-                    out[done + key, column] = tile[column, key]
+        target = out[done : done + BLOCK]
+        count = target.shape[0]
+        if num_columns == 1:  # a column is a row
+            lone = target.reshape((1, count))
+            _fill_tile(columns, planes, places, valid, lone, begin + done, count)
+        else:
+            for first in range(0, num_columns, _TILE_COLUMNS):
+                group = columns[first : first + _TILE_COLUMNS]
+                _fill_tile(group, planes, places, valid, tile, begin + done, count)
+                _write_tile(tile, target, first, group.shape[0])
+
+
+@helper
+def _hash_words(
+    fields: Any, planes: Any, places: Any, valid: Any, begin: int, as_tokens: bool, out: Any
+) -> None:
+    """Write a block of hashes or tokens."""
+    start = fields[FIRST] + begin
+    spread_validity(fields[VALIDITY], valid, start, out.size)
+    present = valid[start & 7 : (start & 7) + out.size]
+    if fields[TABLE] != 0:
+        _gather(fields, planes[0], present, start, True, out)
+        return
+    _hash_block(fields, planes, places, present, start)
+    hashes = planes[5]
+    if as_tokens:
+        _mark_block(fields, hashes, planes[4], present)
+    for key in range(out.size):
+        out[key] = hashes[key] & present[key]
 
 
 @compiled
@@ -252,16 +340,7 @@ def hash_rows(fields: Any, begin: int, as_tokens: bool, out: Any) -> None:
     places, valid = np.zeros(2 * BLOCK, np.int64), np.empty(BLOCK + 16, np.uint64)
     for done in range(0, out.size, BLOCK):
         target = out[done : done + BLOCK]
-        start = fields[FIRST] + begin + done
-        present = spread_validity(fields[VALIDITY], valid, start, target.size)
-        if fields[TABLE] != 0:
-            _gather(fields, table[0], present, start, True, target)
-            continue
-        _hash_block(fields, planes, places, present, start)
-        if as_tokens:
-            _mark_block(fields, table[5], table[4], present)
-        for key in range(target.size):
-            target[key] = table[5, key] & present[key]
+        _hash_words(fields, planes, places, valid, begin + done, as_tokens, target)
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""Labels of all tasks: values, states and weights, checked against what the tasks allow."""
+"""Labels of all tasks, checked against what the tasks allow, and the groups of ranking losses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from recsys_mtl.encoding.batch import MISSING, OBSERVED, OUT_OF_SPACE, FloatArray
+from recsys_mtl.encoding.batch import MISSING, OBSERVED, OUT_OF_SPACE, FloatArray, IntArray
+from recsys_mtl.encoding.hashing import hash64
 from recsys_mtl.errors import EncodingError
 from recsys_mtl.schema import Binary, Multiclass, Regression, Task
 
@@ -61,6 +62,40 @@ def read_labels(frame: pl.DataFrame, tasks: Sequence[Task]) -> Labels:
             weights[observed, column] = read[observed]
     stacked = np.stack([states[task.name] for task in tasks], axis=1).astype(np.uint8)
     return labels, stacked, weights
+
+
+def read_groups(column: pl.Series, *, first_row: int = 0) -> IntArray:
+    """Give each row the number of its user or request, within which rows are compared.
+
+    Parameters
+    ----------
+    column
+        Their ids, of length n.
+    first_row
+        Where the first of these rows stands among all: chunks of one table are numbered as the whole.
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
+        The upper 63 bits of the id's hash: two of n ids share a number with a chance of
+        n**2 / 2**64. A null (or NaN) is a group of its own, numbered -1 - its row.
+
+    Raises
+    ------
+    EncodingError
+        If values of the column's type cannot be ids.
+    """
+    alone = -1 - np.arange(first_row, first_row + column.len())
+    if column.dtype == pl.Null:
+        return alone
+    try:
+        hashes = hash64(column, seed=0)
+    except EncodingError as error:
+        raise EncodingError(f"Group column {column.name!r}: {error}") from None
+    known = column.is_not_null()
+    if column.dtype.is_float():
+        known &= column.is_not_nan().fill_null(False)
+    return np.where(known.to_numpy(), (hashes >> np.uint64(1)).view(np.int64), alone)
 
 
 def _values(

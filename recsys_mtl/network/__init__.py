@@ -1,31 +1,106 @@
-"""Numbers to logits: embeddings, sharing structures, heads and the model made of them."""
+"""Numbers to logits: embeddings, encoders, sharing structures, heads and the model made of them."""
 
 from recsys_mtl.network.embedding import Embedded, Embeddings, EmbeddingTable, Touched
-from recsys_mtl.network.heads import Heads, Towers, logit_slices
+from recsys_mtl.network.extractor import Extractor, ImageCNN, MLPExtractor
+from recsys_mtl.network.features import FeatureLayer, check_features
+from recsys_mtl.network.heads import (
+    AITM,
+    DBMTL,
+    ESCM2,
+    ESMM,
+    Headed,
+    Heads,
+    HeadsModule,
+    Joint,
+    RowLosses,
+    Serial,
+    Towers,
+    joints,
+    logit_slices,
+)
 from recsys_mtl.network.inputs import Inputs, RowTensors, Targets
-from recsys_mtl.network.model import MultiTaskModel, Predicted, predict_logits, score_rows
-from recsys_mtl.network.outputs import Outputs
-from recsys_mtl.network.sharing import PLE, MMoE, Shared, SharedBottom, Sharing
+from recsys_mtl.network.interaction import FM, CrossNetwork, Interaction, NoInteraction
+from recsys_mtl.network.model import (
+    MultiTaskModel,
+    Predicted,
+    predict_heads,
+    predict_logits,
+    score_rows,
+)
+from recsys_mtl.network.outputs import Outputs, joint_scores
+from recsys_mtl.network.sequence import DIN, GRU, CausalAttention, DilatedCNN, Mean, SequenceEncoder
+from recsys_mtl.network.sharing import (
+    CGC,
+    PLE,
+    STEM,
+    AdaTT,
+    Columns,
+    CrossStitch,
+    Gating,
+    HoME,
+    MMoE,
+    OMoE,
+    PEPNet,
+    Shared,
+    SharedBottom,
+    Sharing,
+)
 
 __all__ = [
+    "AITM",
+    "CGC",
+    "DBMTL",
+    "DIN",
+    "ESCM2",
+    "ESMM",
+    "FM",
+    "GRU",
     "PLE",
+    "STEM",
+    "AdaTT",
+    "CausalAttention",
+    "Columns",
+    "CrossNetwork",
+    "CrossStitch",
+    "DilatedCNN",
     "Embedded",
     "EmbeddingTable",
     "Embeddings",
+    "Extractor",
+    "FeatureLayer",
+    "Gating",
+    "Headed",
     "Heads",
+    "HeadsModule",
+    "HoME",
+    "ImageCNN",
     "Inputs",
+    "Interaction",
+    "Joint",
+    "MLPExtractor",
     "MMoE",
+    "Mean",
     "MultiTaskModel",
+    "NoInteraction",
+    "OMoE",
     "Outputs",
+    "PEPNet",
     "Predicted",
+    "RowLosses",
     "RowTensors",
+    "SequenceEncoder",
+    "Serial",
     "Shared",
     "SharedBottom",
     "Sharing",
     "Targets",
     "Touched",
     "Towers",
+    "check_features",
+    "joint_scores",
+    "joints",
     "logit_slices",
+    "predict_heads",
     "predict_logits",
     "score_rows",
 ]

@@ -1,11 +1,11 @@
 """Embedding tables: all features of one width in one matrix, looked up outside of autograd.
 
-The graph begins at the pooled vectors. Training differentiates down to them, and a row-wise
+The graph begins at the looked-up vectors. Training differentiates down to them, and a row-wise
 optimizer (`recsys_mtl.training.tables`) carries that gradient to the rows the batch touched: a step
 costs the rows of the batch, not the rows of the table.
 
 Shape letters: B rows, C lookups per row (one-id features, then list features), D embedding dim,
-R table rows, K ids looked up in a batch.
+R table rows, S vectors of a batch, K ids looked up in a batch, M ids of a list column.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Touched:
     rows_K
         Table rows; duplicates are not merged.
     slots_K
-        Row of the pooled matrix, seen as (B * C, D), that each contributed to.
+        Row of the looked-up matrix (S, D) that each contributed to.
     weights_K
         Factor of each contribution; None means 1.
     """
@@ -44,9 +44,13 @@ class Touched:
 
 @dataclass(frozen=True)
 class Embedded:
-    """Pooled vectors of a batch, one tensor (B, C, D) per table width, and the rows behind them."""
+    """What a batch looked up: one matrix (S, D) per table width, and the rows behind it.
 
-    pooled: tuple[Tensor, ...]
+    A matrix holds the pooled vectors of all rows, B * C of them, then the events of histories.
+    Training differentiates down to these matrices.
+    """
+
+    vectors: tuple[Tensor, ...]
     touched: tuple[Touched, ...]
 
 
@@ -57,8 +61,9 @@ class EmbeddingTable(nn.Module):
     ----------
     names, num_rows
         The tables.
-    id_columns, list_columns
-        Which lookups of a batch are its own: (position, table name).
+    id_columns, list_columns, event_columns
+        Which lookups of a batch are its own: (position, table name). Lists are pooled; event columns
+        are lists, too, whose vectors stay apart.
     dim
         Width D.
     """
@@ -73,6 +78,7 @@ class EmbeddingTable(nn.Module):
         id_columns: Sequence[tuple[int, str]],
         list_columns: Sequence[tuple[int, str]],
         dim: int,
+        event_columns: Sequence[tuple[int, str]] = (),
     ) -> None:
         super().__init__()
         ends = torch.tensor([0, *num_rows]).cumsum(0).tolist()
@@ -81,10 +87,14 @@ class EmbeddingTable(nn.Module):
         self.dim = dim
         self.num_lookups = len(id_columns) + len(list_columns)
         self.weight_RD = nn.Parameter(torch.empty(ends[-1], dim), requires_grad=False)
-        self._all_ids = [position for position, _ in id_columns]
+        self.id_positions = tuple(position for position, _ in id_columns)
+        self.list_positions = tuple(position for position, _ in list_columns)
+        self.event_positions = tuple(position for position, _ in event_columns)
         self._lists = [(position, self.bases[name]) for position, name in list_columns]
+        self._events = [(position, self.bases[name]) for position, name in event_columns]
         bases = torch.tensor([self.bases[name] for _, name in id_columns], dtype=torch.int64)
-        self.register_buffer("id_columns", torch.tensor(self._all_ids, dtype=torch.int64), False)
+        positions = torch.tensor(self.id_positions, dtype=torch.int64)
+        self.register_buffer("id_columns", positions, False)
         self.register_buffer("id_bases_F", bases, False)
         self.reset_parameters()
 
@@ -93,41 +103,58 @@ class EmbeddingTable(nn.Module):
         nn.init.normal_(self.weight_RD, std=INIT_STD)
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Touched]:
-        """Return pooled vectors (B, C, D), cut off from the graph, and the rows touched."""
-        num_rows = len(inputs)
+        """Return the looked-up vectors (S, D), cut off from the graph, and the rows touched."""
         ids_BF = inputs.ids_BF
-        if len(self._all_ids) != ids_BF.shape[1]:
+        if len(self.id_positions) != ids_BF.shape[1]:
             ids_BF = ids_BF.index_select(1, self.id_columns)
         ids_BF = ids_BF + self.id_bases_F
         vectors_BFD = F.embedding(ids_BF, self.weight_RD)
-        if not self._lists:
+        if not self._lists and not self._events:
             slots_K = torch.arange(ids_BF.numel(), device=ids_BF.device)
-            return vectors_BFD, Touched(ids_BF.flatten(), slots_K, None)
-        pooled, rows, weights = [vectors_BFD], [ids_BF.flatten()], []
-        places_B = torch.arange(num_rows, device=ids_BF.device) * self.num_lookups
-        first = torch.arange(ids_BF.shape[1], device=ids_BF.device)
-        slots = [(places_B[:, None] + first).flatten()]
-        weights.append(torch.ones_like(slots[0], dtype=inputs.dense_BN.dtype))
+            return vectors_BFD.flatten(0, 1), Touched(ids_BF.flatten(), slots_K, None)
+        num_ids = ids_BF.shape[1]
+        places_B = torch.arange(len(inputs), device=ids_BF.device) * self.num_lookups
+        first = torch.arange(num_ids, device=ids_BF.device)
+        rows, slots = [ids_BF.flatten()], [(places_B[:, None] + first).flatten()]
+        weights = [torch.ones_like(slots[0], dtype=self.weight_RD.dtype)]
+        pooled = [vectors_BFD]
         for number, (position, base) in enumerate(self._lists):
             found = inputs.lists[position]
             values_M = found.values_M.to(torch.int64) + base
+            weights_M = found.weights_M.to(self.weight_RD.dtype)
             pooled_BD = F.embedding_bag(
                 values_M,
                 self.weight_RD,
                 found.offsets_B,
                 mode="sum",
-                per_sample_weights=found.weights_M.to(self.weight_RD.dtype),
+                per_sample_weights=weights_M,
             )
             pooled.append(pooled_BD[:, None])
-            ends_B = torch.cat(
-                [found.offsets_B[1:], found.offsets_B.new_tensor([values_M.numel()])]
-            )
-            slots_B = places_B + ids_BF.shape[1] + number
-            slots.append(torch.repeat_interleave(slots_B, (ends_B - found.offsets_B)[:num_rows]))
             rows.append(values_M)
-            weights.append(found.weights_M)
+            slots_B = places_B + num_ids + number
+            slots.append(
+                torch.repeat_interleave(slots_B, found.lengths_B, output_size=values_M.numel())
+            )
+            weights.append(weights_M)
+        vectors = [
+            torch.cat(pooled, dim=1).flatten(0, 1) if self._lists else vectors_BFD.flatten(0, 1)
+        ]
+        taken = vectors[0].shape[0]
+        for position, base in self._events:
+            values_M = inputs.lists[position].values_M.to(torch.int64) + base
+            vectors.append(F.embedding(values_M, self.weight_RD))
+            rows.append(values_M)
+            slots.append(torch.arange(taken, taken + values_M.numel(), device=ids_BF.device))
+            weights.append(torch.ones_like(values_M, dtype=self.weight_RD.dtype))
+            taken += values_M.numel()
         touched = Touched(torch.cat(rows), torch.cat(slots), torch.cat(weights))
-        return torch.cat(pooled, dim=1), touched
+        return torch.cat(vectors) if self._events else vectors[0], touched
+
+    def split(self, vectors_SD: Tensor, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
+        """Return the pooled vectors (B, C, D) and those of each event column, (M, D)."""
+        sizes = [inputs.lists[position].values_M.numel() for position in self.event_positions]
+        pooled, *events = torch.split(vectors_SD, [len(inputs) * self.num_lookups, *sizes])
+        return pooled.view(len(inputs), self.num_lookups, self.dim), events
 
     @torch.no_grad()
     def fill_untrained(self, trained_R: Tensor) -> None:
@@ -159,29 +186,42 @@ class Embeddings(nn.Module):
         Tables and lookups, from the encoder.
     embedding_dim
         Width of tables that name none.
+    num_views
+        Vectors that every row holds side by side, V: tables are that many times as wide.
+    events
+        List columns whose vectors are not pooled.
     """
 
-    def __init__(self, layout: InputLayout, *, embedding_dim: int) -> None:
+    def __init__(
+        self,
+        layout: InputLayout,
+        *,
+        embedding_dim: int,
+        num_views: int = 1,
+        events: Sequence[int] = (),
+    ) -> None:
         super().__init__()
-        width = {table.name: table.dim or embedding_dim for table in layout.tables}
+        width = {one.name: (one.dim or embedding_dim) * num_views for one in layout.tables}
         size = {table.name: table.num_rows for table in layout.tables}
         self.tables = nn.ModuleList()
         for dim in sorted(set(width.values())):
             names = [name for name in width if width[name] == dim]
             ids = [(i, name) for i, name in enumerate(layout.id_tables) if width[name] == dim]
-            lists = [(i, name) for i, name in enumerate(layout.list_tables) if width[name] == dim]
-            self.tables.append(EmbeddingTable(names, [size[n] for n in names], ids, lists, dim))
-
-    @property
-    def output_dim(self) -> int:
-        """Width of all pooled vectors side by side."""
-        return sum(table.num_lookups * table.dim for table in self.each())
+            own = [(i, name) for i, name in enumerate(layout.list_tables) if width[name] == dim]
+            # histories last, where the layers that turn them into vectors expect them
+            bags = [one for one in own if one[0] not in layout.histories]
+            pooled = [one for one in own if one[0] in layout.histories and one[0] not in events]
+            apart = [one for one in own if one[0] in events]
+            sizes = [size[name] for name in names]
+            self.tables.append(
+                EmbeddingTable(names, sizes, ids, [*bags, *pooled], dim, event_columns=apart)
+            )
 
     def each(self) -> list[EmbeddingTable]:
         """Return the tables, by rising width."""
         return [table for table in self.tables if isinstance(table, EmbeddingTable)]
 
     def forward(self, inputs: Inputs) -> Embedded:
-        """Look up and pool the vectors of all features."""
+        """Look up the vectors of all features."""
         found = [table(inputs) for table in self.each()]
-        return Embedded(tuple(pooled for pooled, _ in found), tuple(rows for _, rows in found))
+        return Embedded(tuple(vectors for vectors, _ in found), tuple(rows for _, rows in found))

@@ -23,6 +23,12 @@ class ListInput:
     offsets_B: Tensor
     weights_M: Tensor
 
+    @property
+    def lengths_B(self) -> Tensor:
+        """Ids of each row."""
+        ends_B = torch.cat([self.offsets_B[1:], self.offsets_B.new_tensor([self.values_M.numel()])])
+        return (ends_B - self.offsets_B)[: self.offsets_B.numel()]
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -38,10 +44,24 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Targets:
-    """Labels of B rows: values, which are observed, and sample weights (0 where not observed)."""
+    """Labels of B rows.
+
+    Parameters
+    ----------
+    labels_BT
+        Values; 0 where not observed.
+    weights_BT
+        Sample weights; 0 where the label is not observed.
+    states_BT
+        `OBSERVED`, `MISSING` or `OUT_OF_SPACE`.
+    groups_B
+        The user or request of each row, as a number, for losses that compare rows; None without such.
+    """
 
     labels_BT: Tensor
     weights_BT: Tensor
+    states_BT: Tensor
+    groups_B: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +113,7 @@ class RowTensors:
         self.device = device
         self.num_rows = batch.num_rows
         self._parts = [_PartTensors(part.block, part.rows, device) for part in batch.parts]
+        self.groups = None if batch.groups is None else _tensor(batch.groups, device)
         self._targets: tuple[Tensor, Tensor, Tensor] | None = None
         if batch.labels is not None and batch.states is not None and batch.weights is not None:
             labels, states, weights = (
@@ -115,7 +136,9 @@ class RowTensors:
         if self._targets is None:
             raise ValueError("The rows were encoded without labels.")
         labels_BT, states_BT, weights_BT = (found[rows_B] for found in self._targets)
-        return Targets(labels_BT, weights_BT.where(states_BT == OBSERVED, 0))
+        groups_B = None if self.groups is None else self.groups[rows_B]
+        weights_BT = weights_BT.where(states_BT == OBSERVED, 0)
+        return Targets(labels_BT, weights_BT, states_BT, groups_B)
 
 
 def _tensor(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:

@@ -1,11 +1,12 @@
 """Layers that several structures use.
 
-Shape letters: B rows, I input width, H representation width, E experts.
+Shape letters: B rows, I input width, H representation width, T tasks, E experts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +23,21 @@ class MLP(nn.Sequential):
         Width of each layer; none returns the input as it is.
     dropout
         Share of activations dropped in training, 0 <= dropout < 1.
+    normalize
+        End the last layer in layer normalisation and Swish instead of ReLU, so that the outputs of
+        several experts have one scale and few zeros.
     """
 
-    def __init__(self, input_dim: int, dims: Sequence[int], *, dropout: float = 0.0) -> None:
+    def __init__(
+        self, input_dim: int, dims: Sequence[int], *, dropout: float = 0.0, normalize: bool = False
+    ) -> None:
         layers: list[nn.Module] = []
-        for before, after in zip([input_dim, *dims], dims, strict=False):
-            layers += [linear(before, after), nn.ReLU()]
+        for number, (before, after) in enumerate(zip([input_dim, *dims], dims, strict=False), 1):
+            # In place: a linear layer's backward does not read its output.
+            relu = nn.ReLU(inplace=True)
+            swish = normalize and number == len(dims)
+            layers += [linear(before, after)]
+            layers += [nn.LayerNorm(after), nn.SiLU()] if swish else [relu]
             if dropout > 0:
                 layers.append(nn.Dropout(dropout))
         super().__init__(*layers)
@@ -42,33 +52,102 @@ def linear(input_dim: int, output_dim: int) -> nn.Linear:
     return layer
 
 
+def cast_once(x: Tensor) -> Tensor:
+    """Return an input of several layers in autocast's type; as it is without autocast.
+
+    Autocast casts an input anew for each layer that reads it, which took 10 % of a step with 8 experts.
+    """
+    device = x.device.type
+    if x.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        return x.to(torch.get_autocast_dtype(device))
+    return x
+
+
+def make_experts(
+    count: int, input_dim: int, dims: Sequence[int], *, dropout: float, normalize: bool
+) -> nn.ModuleList:
+    """Return so many MLPs of one shape.
+
+    Separate products, one per expert and layer: one wide product for all first layers gives slices
+    whose rows do not lie together, and batched products copy; both took longer on CPUs in float32.
+    """
+    return nn.ModuleList(
+        MLP(input_dim, dims, dropout=dropout, normalize=normalize) for _ in range(count)
+    )
+
+
 class Gate(nn.Module):
     """A linear softmax gate; (B, input_dim) -> (B, num_experts), rows sum to 1.
 
     The softmax is taken in float32 at least, also under autocast: in half precision small gates
     vanish. One layer, since deep gates on id embeddings overfit.
+
+    Parameters
+    ----------
+    input_dim
+        Width I of the input.
+    num_experts
+        Experts E that share 1.
+    dropout
+        Chance that a row goes without an expert in training, 0 <= dropout < 1. The others share 1
+        among them; a row that would lose all keeps all.
+    temperature
+        What the logits are divided by, above 0: below 1 sharpens the gate, above 1 evens it out.
     """
 
-    def __init__(self, input_dim: int, num_experts: int) -> None:
+    def __init__(
+        self, input_dim: int, num_experts: int, *, dropout: float = 0.0, temperature: float = 1.0
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_experts, input_dim))
         nn.init.xavier_uniform_(self.weight)
+        self.dropout, self.temperature = dropout, temperature
 
     def forward(self, x_BI: Tensor) -> Tensor:
         """Return the share of each expert."""
-        logits_BE = nn.functional.linear(x_BI, self.weight)
-        wide = torch.promote_types(logits_BE.dtype, torch.float32)
-        return torch.softmax(logits_BE, dim=-1, dtype=wide)
+        return self.shares(nn.functional.linear(x_BI, self.weight))
+
+    def shares(self, logits: Tensor) -> Tensor:
+        """Return the shares of the experts, which lie in the last dimension of the logits."""
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        if self.temperature != 1:
+            logits = logits.to(wide) / self.temperature
+        if self.training and self.dropout > 0:
+            # The softmax of those that are left is their renormalised share.
+            dropped = torch.rand(logits.shape, device=logits.device) < self.dropout
+            dropped = dropped & ~dropped.all(dim=-1, keepdim=True)
+            logits = logits.masked_fill(dropped, -torch.inf)
+        return torch.softmax(logits, dim=-1, dtype=wide)
+
+
+def gate_all(gates: nn.ModuleList, x_BI: Tensor) -> Tensor:
+    """Return the shares (B, T, E) of T gates of one shape that read the same input.
+
+    One matrix product; each gate keeps a weight of its own, so that tasks can be told apart by
+    parameter.
+    """
+    own = [cast("Gate", gate) for gate in gates]
+    weight_TEI = torch.stack([gate.weight for gate in own])
+    logits_BX = nn.functional.linear(x_BI, weight_TEI.flatten(0, 1))
+    return own[0].shares(logits_BX.view(x_BI.shape[0], *weight_TEI.shape[:2]))
 
 
 def mix(experts: Sequence[Tensor], gate_BE: Tensor) -> Tensor:
     """Return the gated sum of expert outputs, each (B, H).
 
-    A running sum: stacking the experts for one batched product costs copies that took longer than
-    the sum itself in training, on CPUs in float32 and bfloat16.
+    A running sum: for one gate, stacking the experts takes longer than the sum itself.
     """
     gate_BE = gate_BE.to(experts[0].dtype)
     mixed_BH = experts[0] * gate_BE[:, :1]
     for number, expert_BH in enumerate(experts[1:], start=1):
         mixed_BH = torch.addcmul(mixed_BH, expert_BH, gate_BE[:, number : number + 1])
     return mixed_BH
+
+
+def mix_all(experts: Sequence[Tensor], gates_BTE: Tensor) -> tuple[Tensor, ...]:
+    """Return the gated sums of expert outputs, each (B, H), for T gates over the same experts.
+
+    One copy of the experts serves the products of all gates, forward and backward.
+    """
+    experts_BEH = torch.stack(list(experts), dim=1)
+    return torch.bmm(gates_BTE.to(experts_BEH.dtype), experts_BEH).unbind(1)

@@ -1,4 +1,4 @@
-"""MultiTaskModel: embed, share, heads.
+"""MultiTaskModel: embed, encode histories, interact, share, heads.
 
 Shape letters: B rows, V views, I input width, Z logits of all tasks side by side.
 """
@@ -13,10 +13,14 @@ from torch import Tensor, nn
 
 from recsys_mtl.encoding import Batch, InputLayout
 from recsys_mtl.network.embedding import Embedded, Embeddings
-from recsys_mtl.network.heads import Heads
+from recsys_mtl.network.extractor import Extractor
+from recsys_mtl.network.features import FeatureLayer
+from recsys_mtl.network.heads import Headed, Heads
 from recsys_mtl.network.inputs import Inputs, RowTensors
+from recsys_mtl.network.interaction import Interaction, NoInteraction
 from recsys_mtl.network.outputs import Outputs
-from recsys_mtl.network.sharing import Sharing
+from recsys_mtl.network.sequence import SequenceEncoder
+from recsys_mtl.network.sharing import Shared, Sharing
 from recsys_mtl.schema import Task
 
 SCORE_ROWS = 2048
@@ -25,10 +29,15 @@ SCORE_ROWS = 2048
 
 @dataclass(frozen=True)
 class Predicted:
-    """Logits (B, Z) of all tasks side by side, and the gates of the sharing structure."""
+    """What the heads give, and the sharing structure's gates, experts and penalty."""
 
-    logits_BZ: Tensor
-    gates: tuple[tuple[Tensor, ...], ...]
+    headed: Headed
+    shared: Shared
+
+    @property
+    def logits_BZ(self) -> Tensor:
+        """Logits of all tasks side by side."""
+        return self.headed.logits_BZ
 
 
 class MultiTaskModel(nn.Module):
@@ -44,6 +53,17 @@ class MultiTaskModel(nn.Module):
         How tasks share; how representations become logits.
     embedding_dim
         Width of the embedding tables that name none.
+    sequences
+        Encoders of histories; the mean for a history that none is for.
+    interaction
+        How features meet before sharing.
+    extractors
+        Networks that replace given vectors, such as a CNN over the pixels of an image.
+
+    Raises
+    ------
+    SchemaError
+        If a part does not fit the features or tasks.
     """
 
     def __init__(
@@ -54,32 +74,51 @@ class MultiTaskModel(nn.Module):
         sharing: Sharing,
         heads: Heads,
         embedding_dim: int,
+        sequences: Sequence[SequenceEncoder] = (),
+        interaction: Interaction | None = None,
+        extractors: Sequence[Extractor] = (),
     ) -> None:
         super().__init__()
-        self.embeddings = Embeddings(layout, embedding_dim=embedding_dim)
-        self.sharing = sharing.build(self.embeddings.output_dim + layout.dense_dim, len(tasks))
+        names = [task.name for task in tasks]
+        self.features = FeatureLayer(
+            layout,
+            embedding_dim=embedding_dim,
+            num_views=sharing.num_views(len(names)),
+            sequences=sequences,
+            interaction=NoInteraction() if interaction is None else interaction,
+            extractors=extractors,
+        )
+        self.sharing = sharing.build(self.features.output_dim, names, self.features.columns)
         self.heads = heads.build(self.sharing.output_dim, tasks)
         self.outputs = Outputs(tasks)
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """The embedding tables."""
+        return self.features.embeddings
 
     def learn_outputs(self, batch: Batch) -> None:
         """Start from the base rates of training rows and take their label scales."""
         self.heads.set_bias(self.outputs.learn(batch))
 
     def forward(self, inputs: Inputs) -> Predicted:
-        """Return logits and gates."""
+        """Return logits, gates and what else the losses read."""
         return self.from_embedded(self.embeddings(inputs), inputs)
 
     def from_embedded(self, embedded: Embedded, inputs: Inputs) -> Predicted:
-        """Return logits and gates from pooled vectors, where the graph of training begins."""
-        vectors = [pooled_BCD.flatten(1) for pooled_BCD in embedded.pooled]
-        x_BVI = torch.cat([*vectors, inputs.dense_BN], dim=1)[:, None]
-        shared = self.sharing(x_BVI)
-        return Predicted(self.heads(shared.tasks), shared.gates)
+        """Do the same from looked-up vectors, where the graph of training begins."""
+        shared = self.sharing(self.features(embedded, inputs))
+        return Predicted(self.heads(shared.tasks), shared)
+
+
+def predict_logits(model: MultiTaskModel, rows: RowTensors) -> Tensor:
+    """Return the logits (n, Z) of encoded rows in evaluation mode, on the model's device."""
+    return predict_heads(model, rows).logits_BZ
 
 
 @torch.inference_mode()
-def predict_logits(model: MultiTaskModel, rows: RowTensors) -> Tensor:
-    """Return the logits (n, Z) of encoded rows in evaluation mode, on the model's device."""
+def predict_heads(model: MultiTaskModel, rows: RowTensors) -> Headed:
+    """Return what the heads give for encoded rows in evaluation mode, on the model's device."""
     training = model.training
     model.eval()
     chunks = []
@@ -87,10 +126,13 @@ def predict_logits(model: MultiTaskModel, rows: RowTensors) -> Tensor:
         for start in range(0, max(rows.num_rows, 1), SCORE_ROWS):
             stop = min(start + SCORE_ROWS, rows.num_rows)
             inputs = rows.take(torch.arange(start, stop, device=rows.device))
-            chunks.append(model(inputs).logits_BZ)
+            chunks.append(model(inputs).headed)
     finally:
         model.train(training)
-    return torch.cat(chunks)
+    extra = [chunk.extra_BX for chunk in chunks if chunk.extra_BX is not None]
+    return Headed(
+        torch.cat([chunk.logits_BZ for chunk in chunks]), torch.cat(extra) if extra else None
+    )
 
 
 @torch.inference_mode()
@@ -100,6 +142,7 @@ def score_rows(model: MultiTaskModel, rows: RowTensors) -> list[Tensor]:
     Returns
     -------
     list of Tensor
-        Per task, on the CPU: (n,) probabilities or values, (n, classes) for a multiclass task.
+        On the CPU, per task: (n,) probabilities or values, (n, classes) for a multiclass task; then
+        the joint probabilities that tasks name, (n,) each.
     """
     return [scores.cpu() for scores in model.outputs(predict_logits(model, rows))]

@@ -13,10 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from recsys_mtl.encoding import OBSERVED, Batch
-from recsys_mtl.network.heads import logit_slices
+from recsys_mtl.network.heads import Joint, joints, logit_slices
 from recsys_mtl.schema import Binary, Multiclass, Regression, Task
 
 _RATE_FLOOR = 1e-6
+
+
+def joint_scores(tasks: Sequence[Task]) -> dict[str, Joint]:
+    """Return the derived scores that tasks name: the probability that a label and outer ones hold."""
+    return {
+        task.joint: joint
+        for number, joint in joints(tasks).items()
+        if isinstance(task := tasks[number], Binary) and task.joint is not None
+    }
 
 
 class Outputs(nn.Module):
@@ -40,6 +49,7 @@ class Outputs(nn.Module):
         super().__init__()
         self.tasks = tuple(tasks)
         self.slices = logit_slices(tasks)
+        self.joints = joint_scores(tasks)
         self.register_buffer("mean_T", torch.zeros(len(tasks)))
         self.register_buffer("std_T", torch.ones(len(tasks)))
 
@@ -71,7 +81,7 @@ class Outputs(nn.Module):
         return bias_Z
 
     def forward(self, logits_BZ: Tensor) -> tuple[Tensor, ...]:
-        """Return scores: (B,) per task, (B, classes) for a multiclass task."""
+        """Return scores: (B,) per task, (B, classes) for a multiclass task; then those of joints."""
         logits_BZ = logits_BZ.to(torch.promote_types(logits_BZ.dtype, torch.float32))
         scores = []
         for number, (task, part) in enumerate(zip(self.tasks, self.slices, strict=True)):
@@ -83,6 +93,10 @@ class Outputs(nn.Module):
                 value_B = logits_BZ[:, part.start] * self.std_T[number] + self.mean_T[number]
                 bounds = task.bounds if isinstance(task, Regression) else None
                 scores.append(value_B if bounds is None else value_B.clamp(*bounds))
+        for joint in self.joints.values():
+            # a product of numbers up to 1, outermost first: never above the outer score, rounding included
+            chain_BK = torch.sigmoid(logits_BZ[:, list(joint.columns)])
+            scores.append(chain_BK.cumprod(dim=1)[:, -1])
         return tuple(scores)
 
 

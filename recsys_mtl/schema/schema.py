@@ -55,8 +55,8 @@ class Schema(Spec):
     Raises
     ------
     SchemaError
-        If two features or two tasks share a name, a label serves as a feature, or `within` names
-        no binary task.
+        If two features or two tasks share a name, a label serves as a feature, `within` names no
+        binary task, or tasks with a ranking loss have no group column, or different ones.
     """
 
     _: KW_ONLY
@@ -73,9 +73,12 @@ class Schema(Spec):
             raise ValueError("at least one feature is needed, in user, item or context")
         _check_unique("feature", (feature.name for feature in self.features))
         _check_unique("task", (task.name for task in self.tasks))
-        _check_unique("key or task", (*self.keys, *(task.name for task in self.tasks)))
+        joints = (t.joint for t in self.tasks if isinstance(t, Binary) and t.joint is not None)
+        _check_unique("key or score", (*self.keys, *(task.name for task in self.tasks), *joints))
         self._check_leaks()
         self._check_spaces()
+        self._check_parents()
+        self._check_groups()
         self._check_tables()
 
     @property
@@ -95,6 +98,11 @@ class Schema(Spec):
         columns = [task.label for task in self.tasks]
         columns += [task.sample_weight for task in self.tasks if task.sample_weight is not None]
         return tuple(dict.fromkeys(columns))
+
+    @property
+    def group(self) -> str | None:
+        """The column of the user or request within which ranking losses compare rows, if any do."""
+        return next((group for _, group in self._groups() if group is not None), None)
 
     def task(self, name: str) -> Task:
         """Return the task of that name."""
@@ -185,6 +193,52 @@ class Schema(Spec):
                     raise ValueError(f"task {task.name!r}: within must not lead back to itself")
                 seen.add(parent)
                 parent = tasks[parent].within
+
+    def _check_parents(self) -> None:
+        left = {task.name: set(task.built_on) for task in self.tasks}
+        for name, parents in left.items():
+            unknown = parents - set(left)
+            if unknown:
+                raise ValueError(
+                    f"task {name!r}: parents must name tasks. Found {unknown.pop()!r};"
+                    f" tasks: {list(left)}"
+                )
+        while left:
+            roots = [name for name, parents in left.items() if not parents & set(left)]
+            if not roots:
+                raise ValueError(f"task {next(iter(left))!r}: parents must not lead back to itself")
+            for name in roots:
+                del left[name]
+
+    def _groups(self) -> list[tuple[Binary, str | None]]:
+        """List the tasks with a ranking loss, each with its group column."""
+        user = None if self.user is None else self.user.key
+        return [
+            (task, task.group or user)
+            for task in self.tasks
+            if isinstance(task, Binary) and task.ranking is not None
+        ]
+
+    def _check_groups(self) -> None:
+        groups = self._groups()
+        for task, group in groups:
+            if group is None:
+                raise ValueError(
+                    f"task {task.name!r}: a ranking loss compares the rows of one group. Name its"
+                    " column, group=..., or give the schema a user"
+                )
+            if group in self.label_columns:
+                raise ValueError(
+                    f"task {task.name!r}: group must be a user or request. Found {group!r}, which is"
+                    " a label or sample weight"
+                )
+            first, shared = groups[0]
+            if group != shared:
+                raise ValueError(
+                    f"tasks {first.name!r} and {task.name!r} have ranking losses and must agree on"
+                    f" group: a batch keeps the rows of one group together. Found {shared!r} and"
+                    f" {group!r}"
+                )
 
     def _check_tables(self) -> None:
         first: dict[str, IdFeature] = {}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import KW_ONLY
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from recsys_mtl.schema.features import Name
 from recsys_mtl.spec import Spec, spec
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @spec
@@ -31,6 +33,9 @@ class Task(Spec):
     within
         Name of a binary task. Only rows where that task's label is positive are in this task's space;
         on others its label is ignored (a conversion rate is defined within clicks).
+    parents
+        Names of the tasks that this one builds on, for heads in which one task's tower reads
+        another's. By default the task it is `within`, if any. No task may lead back to itself.
     """
 
     name: Name
@@ -39,6 +44,14 @@ class Task(Spec):
     weight: Weight = 1.0
     sample_weight: Name | None = None
     within: Name | None = None
+    parents: Annotated[Sequence[Name], AfterValidator(tuple)] | None = None
+
+    @property
+    def built_on(self) -> tuple[str, ...]:
+        """The tasks whose towers this one's may read: `parents`, or the task it is `within`."""
+        if self.parents is not None:
+            return tuple(self.parents)
+        return () if self.within is None else (self.within,)
 
     @property
     def num_logits(self) -> int:
@@ -48,7 +61,60 @@ class Task(Spec):
 
 @spec
 class Binary(Task, kind="binary"):
-    """A yes/no task such as a click. Labels are 0/1 or booleans; scores are probabilities."""
+    """A yes/no task such as a click. Labels are 0/1 or booleans; scores are probabilities.
+
+    Parameters
+    ----------
+    joint
+        For a task `within` another: name of one more score, the probability that this label and those
+        of all tasks it is within are positive (ESMM's pCTCVR). It is their product, so never larger.
+    loss
+        The own loss, of one row at a time: ``"bce"``, or ``"focal"``, in which rows that are easy
+        count less.
+    focal_gamma
+        How much less: a row whose label has probability p counts ``(1 - p) ** focal_gamma`` times, at
+        least 0. At 0 it is ``"bce"``.
+    positive_weight
+        What the own loss of rows with a positive label is multiplied with, above 0. As torch's
+        ``pos_weight`` it is no part of the mean's denominator: the loss grows with it. Scores
+        then are no calibrated probabilities.
+    ranking
+        A loss that compares the rows of one user or request: ``"pairwise"``, all pairs of a
+        positive and a negative row (BPR), or ``"listwise"``, each positive row against all its
+        group (softmax). A group whose labels are all alike says nothing.
+    ranking_share
+        Share of the ranking loss beside the own loss, in [0, 1]. With 1 the own loss plays no part:
+        scores rank within a group but are no calibrated probabilities.
+    group
+        Column of the user or request whose rows are compared, by default the user's key. A row
+        without one is a group of its own.
+
+    References
+    ----------
+    T.-Y. Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, equation 4.
+    S. Rendle et al., "BPR: Bayesian Personalized Ranking from Implicit Feedback", UAI 2009.
+    Z. Cao et al., "Learning to Rank: From Pairwise Approach to Listwise Approach", ICML 2007.
+    """
+
+    _: KW_ONLY
+    joint: Name | None = None
+    loss: Literal["bce", "focal"] = "bce"
+    focal_gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0
+    positive_weight: Factor = 1.0
+    ranking: Literal["pairwise", "listwise"] | None = None
+    ranking_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    group: Name | None = None
+
+    def __post_init__(self) -> None:
+        if self.joint is not None and self.within is None:
+            raise ValueError(
+                f"joint={self.joint!r} needs within: it is the probability of both labels"
+            )
+        if self.group is not None and self.ranking is None:
+            raise ValueError(
+                f"group={self.group!r} needs ranking: the own loss compares no rows. Choose"
+                " 'pairwise' or 'listwise', or leave group out"
+            )
 
 
 @spec
@@ -68,7 +134,7 @@ class Regression(Task, kind="regression"):
 
     _: KW_ONLY
     loss: Literal["mse", "huber"] = "mse"
-    huber_delta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    huber_delta: Factor = 1.0
     bounds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -87,10 +153,22 @@ class Multiclass(Task, kind="multiclass"):
     ----------
     num_classes
         Number of classes.
+    class_weights
+        What the loss of a row counts by its label's class, above 0, one number per class; None: all
+        alike. As torch's ``weight`` it is a part of the mean's denominator, so that only the ratios
+        matter. Scores then are no calibrated probabilities.
     """
 
     _: KW_ONLY
     num_classes: Annotated[int, Field(ge=2)]
+    class_weights: Annotated[Sequence[Factor], AfterValidator(tuple)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.class_weights is not None and len(self.class_weights) != self.num_classes:
+            raise ValueError(
+                f"class_weights must hold one number for each of the {self.num_classes} classes."
+                f" Found {len(self.class_weights)}"
+            )
 
     @property
     def num_logits(self) -> int:

@@ -39,12 +39,15 @@ class Scorer:
         self.encoder = encoder
         self.model = model.eval()
         self.device = next(model.parameters()).device
+        self._columns = [(task.name, _dtype(task)) for task in schema.tasks]
+        self._columns += [(name, pl.Float32()) for name in model.outputs.joints]
 
     def score(self, rows: Any) -> Any:
         """Return a table of the input's kind: the id columns as they came, a column per task.
 
         Rows keep their order and number. A binary task's column is a probability, a regression's a
-        value on the label's scale, a multiclass one's a list with a probability per class.
+        value on the label's scale, a multiclass one's a list with a probability per class. Joint
+        probabilities that tasks name follow in columns of their own.
         """
         opened = scan(rows)
         return opened.restore(pl.concat(list(self.frames(opened))))
@@ -58,8 +61,8 @@ class Scorer:
         for batch in self.encoder.batches(rows, chunk_rows=chunk_rows):
             scores = score_rows(self.model, RowTensors(batch, self.device))
             columns = [
-                pl.Series(task.name, found.to(torch.float32).numpy(), _dtype(task))
-                for task, found in zip(self.schema.tasks, scores, strict=True)
+                pl.Series(name, found.to(torch.float32).numpy(), dtype)
+                for (name, dtype), found in zip(self._columns, scores, strict=True)
             ]
             absent.update(batch.absent)
             yield pl.DataFrame([*batch.keys.get_columns(), *columns])

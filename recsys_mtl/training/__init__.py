@@ -1,21 +1,64 @@
 """Logits to weights: losses, optimizers and the one training loop."""
 
+from recsys_mtl.training.balancing import (
+    DWA,
+    FAMO,
+    IMTLG,
+    MGDA,
+    AlignedMTL,
+    Balance,
+    CAGrad,
+    DualProj,
+    FairGrad,
+    Fixed,
+    GradNorm,
+    PCGrad,
+    RandomWeights,
+    Uncertainty,
+    UPGrad,
+    check_signs,
+)
+from recsys_mtl.training.checkpoint import CheckpointFile, Checkpoints, checksum
 from recsys_mtl.training.config import TrainConfig, monitor_parts
 from recsys_mtl.training.evaluate import evaluate_rows, headline_score
-from recsys_mtl.training.losses import task_losses
-from recsys_mtl.training.optim import SGD, Adam, AdamW, Optimizer
+from recsys_mtl.training.losses import check_losses, task_losses
+from recsys_mtl.training.optim import SGD, Adam, AdamW, Optimizer, TowerOptimizer, check_towers
+from recsys_mtl.training.schedule import Schedule
 from recsys_mtl.training.tables import RowWiseAdagrad
 from recsys_mtl.training.trainer import Trained, Trainer, seeded
 
 __all__ = [
+    "DWA",
+    "FAMO",
+    "IMTLG",
+    "MGDA",
     "SGD",
     "Adam",
     "AdamW",
+    "AlignedMTL",
+    "Balance",
+    "CAGrad",
+    "CheckpointFile",
+    "Checkpoints",
+    "DualProj",
+    "FairGrad",
+    "Fixed",
+    "GradNorm",
     "Optimizer",
+    "PCGrad",
+    "RandomWeights",
     "RowWiseAdagrad",
+    "Schedule",
+    "TowerOptimizer",
     "TrainConfig",
     "Trained",
     "Trainer",
+    "UPGrad",
+    "Uncertainty",
+    "check_losses",
+    "check_signs",
+    "check_towers",
+    "checksum",
     "evaluate_rows",
     "headline_score",
     "monitor_parts",

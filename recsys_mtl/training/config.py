@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import KW_ONLY
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from recsys_mtl.errors import SchemaError
 from recsys_mtl.metrics import HIGHER_IS_BETTER, metrics_of
+from recsys_mtl.network import joint_scores
 from recsys_mtl.schema import Schema
 from recsys_mtl.spec import Spec, spec
-from recsys_mtl.training.optim import Adam, Optimizer
+from recsys_mtl.training.balancing import Balance, Fixed
+from recsys_mtl.training.optim import Adam, Optimizer, TowerOptimizer
+from recsys_mtl.training.schedule import Schedule
 from recsys_mtl.training.tables import RowWiseAdagrad
 
 Count = Annotated[int, Field(ge=1)]
@@ -30,13 +34,32 @@ class TrainConfig(Spec):
         Passes over the training rows.
     optimizer
         Of the dense parameters.
+    tower_optimizers
+        Optimizers for the layers of single tasks, where they should differ.
     table_optimizer
         Of the embedding tables, on the rows a batch touches.
+    balance
+        How the tasks' losses, each times its task's weight, become one step.
+    observe_every
+        Steps between two looks at gates, experts and the angle between the tasks' gradients, for the
+        history; 0: never. A look costs about as many backward passes as there are tasks.
     monitor
         What validation is judged by: ``"loss"`` (the tasks' losses, weighted as in training) or
         ``"task.metric"`` such as ``"ctr.auc"``. The best epoch's weights are kept.
     patience
         Training stops after this many epochs without a better one.
+    schedule
+        How all learning rates change over the run. With `refit` its end is that of the refit.
+    clip_norm
+        Largest norm of the gradient of all dense parameters together; a larger one is scaled down.
+        None: no bound. Embedding tables are not in it.
+    average
+        Decay of a running mean of the dense weights, 0 < average < 1: the mean is what is validated and
+        kept (an exponential moving average, EMA). None: the weights themselves.
+    precision
+        ``"bfloat16"`` computes the layers between embeddings and losses in half precision (autocast);
+        gates, losses, tables and all weights stay in float32. It is fast where the CPU has AMX or
+        AVX512-bf16, or on a GPU. Scores are computed in float32 either way.
     reset_tables
         Draw the embedding tables afresh at the start of every epoch but the first, and keep the
         dense layers: ids that appear a few times are otherwise learned by heart in the second epoch.
@@ -51,9 +74,16 @@ class TrainConfig(Spec):
     batch_size: Count = 2048
     max_epochs: Count = 10
     optimizer: Optimizer = Adam()
+    tower_optimizers: Annotated[Sequence[TowerOptimizer], AfterValidator(tuple)] = ()
     table_optimizer: RowWiseAdagrad = RowWiseAdagrad()
+    balance: Balance = Fixed()
+    observe_every: Annotated[int, Field(ge=0)] = 100
     monitor: str = "loss"
     patience: Count = 2
+    schedule: Schedule = Schedule()
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    average: Annotated[float, Field(gt=0, lt=1)] | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
     reset_tables: bool = False
 
 
@@ -67,10 +97,12 @@ def monitor_parts(monitor: str, schema: Schema) -> tuple[str, str]:
     """
     if monitor == "loss":
         return "", "loss"
+    kinds = [(task.name, task.kind) for task in schema.tasks]
+    kinds += [(name, "binary") for name in joint_scores(schema.tasks)]
     allowed = [
-        f"{task.name}.{metric}"
-        for task in schema.tasks
-        for metric in metrics_of(task.kind, grouped=schema.user is not None)  # type: ignore[arg-type] # tasks' kinds are metrics' kinds
+        f"{name}.{metric}"
+        for name, kind in kinds
+        for metric in metrics_of(kind, grouped=schema.user is not None)  # type: ignore[arg-type] # tasks' kinds are metrics' kinds
     ]
     if monitor not in allowed:
         raise SchemaError(f"monitor must be 'loss' or one of {allowed}. Found {monitor!r}.")

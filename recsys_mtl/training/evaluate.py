@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
-from recsys_mtl.encoding import OBSERVED, Batch, absent_notes
+from recsys_mtl.encoding import MISSING, OBSERVED, OUT_OF_SPACE, Batch, absent_notes
+from recsys_mtl.encoding.batch import FloatArray
 from recsys_mtl.metrics import Measurement, Report, auc, measure_task, multiclass_accuracy, r2
-from recsys_mtl.network import MultiTaskModel, RowTensors, predict_logits, score_rows
+from recsys_mtl.network import (
+    Headed,
+    Joint,
+    MultiTaskModel,
+    RowTensors,
+    predict_logits,
+    score_rows,
+)
 from recsys_mtl.schema import Schema
 from recsys_mtl.training.losses import task_losses
 
@@ -30,22 +39,49 @@ def evaluate_logits(
     groups = None if schema.user is None else _groups(batch.keys[schema.user.key])
     measurements: list[Measurement] = []
     notes: list[str] = []
-    for number, (task, scores) in enumerate(
-        zip(schema.tasks, model.outputs(logits_BZ), strict=True)
-    ):
+    scores = [found.cpu().numpy() for found in model.outputs(logits_BZ)]
+    for number, task in enumerate(schema.tasks):
         found, said = measure_task(
             task.name,
             task.kind,  # type: ignore[arg-type] # the kinds of tasks are those of measure_task
             labels=batch.labels[:, number],
             observed=batch.states[:, number] == OBSERVED,
-            scores=scores.cpu().numpy(),
+            scores=scores[number],
             weights=batch.weights[:, number] if task.sample_weight else None,
             groups=groups if task.kind == "binary" else None,
         )
         measurements += found
         notes += said
+    joints = model.outputs.joints
+    for name, place in zip(joints, range(len(schema.tasks), len(scores)), strict=True):
+        number = joints[name].numbers[-1]
+        found, said = measure_task(
+            name,
+            "binary",
+            labels=batch.labels[:, number],  # 0 where the row is out of the task's space
+            observed=batch.states[:, number] != MISSING,
+            scores=scores[place],
+            weights=_joint_weights(joints[name], schema, batch),
+            groups=groups,
+        )
+        measurements += found
+        notes += said
     notes += absent_notes(batch.absent)
     return Report(tuple(measurements), tuple(notes))
+
+
+def _joint_weights(joint: Joint, schema: Schema, batch: Batch) -> FloatArray | None:
+    """Return the rows' weights in the joint loss; None where no task has sample weights."""
+    if all(schema.tasks[number].sample_weight is None for number in joint.numbers):
+        return None
+    if batch.states is None or batch.weights is None:
+        raise ValueError("Evaluation needs rows encoded with labels.")
+    outermost, *others = joint.numbers
+    weights = batch.weights[:, outermost]
+    for number in others:
+        outside = batch.states[:, number] == OUT_OF_SPACE
+        weights = np.where(outside, weights, batch.weights[:, number])
+    return weights
 
 
 def _groups(keys: pl.Series) -> pl.Series:
@@ -58,14 +94,19 @@ def _groups(keys: pl.Series) -> pl.Series:
 
 @torch.inference_mode()
 def validation_losses(
-    model: MultiTaskModel, schema: Schema, rows: RowTensors, logits_BZ: Tensor
+    model: MultiTaskModel, schema: Schema, rows: RowTensors, headed: Headed
 ) -> Tensor:
-    """Return each task's loss (T,) over all rows, from their logits."""
+    """Return each task's loss (T,) over all rows, from what the heads gave for them."""
     everything = torch.arange(rows.num_rows, device=rows.device)
     outputs = model.outputs
     return task_losses(
-        logits_BZ, rows.targets(everything), schema.tasks, outputs.mean_T, outputs.std_T
-    ).cpu()
+        headed,
+        rows.targets(everything),
+        schema.tasks,
+        outputs.mean_T,
+        outputs.std_T,
+        model.heads,
+    ).means_T.cpu()
 
 
 def headline_score(model: MultiTaskModel, schema: Schema, batch: Batch, rows: RowTensors) -> float:
@@ -80,8 +121,8 @@ def headline_score(model: MultiTaskModel, schema: Schema, batch: Batch, rows: Ro
         raise ValueError("Evaluation needs rows encoded with labels.")
     measures = {"binary": auc, "multiclass": multiclass_accuracy, "regression": r2}
     found = []
-    for number, (task, scores) in enumerate(
-        zip(schema.tasks, score_rows(model, rows), strict=True)
+    for number, (task, scores) in enumerate(  # joint scores, behind those of tasks, are left out
+        zip(schema.tasks, score_rows(model, rows), strict=False)
     ):
         seen = batch.states[:, number] == OBSERVED
         measure = measures[str(task.kind)]

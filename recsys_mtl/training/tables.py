@@ -82,7 +82,9 @@ class RowWiseAdagradOptimizer:
             accumulator_R.zero_()
 
     @torch.no_grad()
-    def step(self, touched: Sequence[Touched], gradients: Sequence[Tensor]) -> None:
+    def step(
+        self, touched: Sequence[Touched], gradients: Sequence[Tensor], *, factor: float = 1.0
+    ) -> None:
         """Change the rows that were looked up.
 
         Parameters
@@ -90,8 +92,11 @@ class RowWiseAdagradOptimizer:
         touched
             Per table: which rows went where.
         gradients
-            Per table: gradient of the pooled vectors, (B, C, D).
+            Per table: gradient of the looked-up vectors, (S, D).
+        factor
+            What the learning rate is multiplied with.
         """
+        rate = self.settings.learning_rate * factor
         for number, (table, rows, gradient) in enumerate(
             zip(self.tables, touched, gradients, strict=True)
         ):
@@ -105,6 +110,7 @@ class RowWiseAdagradOptimizer:
                 rows,
                 gradient.reshape(-1, table.dim),
                 self.settings,
+                rate,
             )
 
 
@@ -115,6 +121,7 @@ def _update_torch(
     rows: Touched,
     gradient_SD: Tensor,
     settings: RowWiseAdagrad,
+    rate: float,
 ) -> None:
     """Merge duplicate rows through a scratch slot per table row (no sort), then step."""
     gradient_KD = gradient_SD[rows.slots_K]
@@ -133,7 +140,7 @@ def _update_torch(
     merged_UD += settings.l2 * before_UD
     state_U = accumulator_R[unique_U] + merged_UD.square().mean(dim=1)
     accumulator_R[unique_U] = state_U
-    scale_U = settings.learning_rate / (state_U.sqrt() + settings.eps)
+    scale_U = rate / (state_U.sqrt() + settings.eps)
     weight_RD[unique_U] = before_UD - scale_U[:, None] * merged_UD
 
 
@@ -144,6 +151,7 @@ def _update_cpu(
     rows: Touched,
     gradient_SD: Tensor,
     settings: RowWiseAdagrad,
+    rate: float,
 ) -> None:
     """Do the same in one pass over memory: on CPUs two orders faster than torch's scatter."""
     weights = rows.weights_K
@@ -156,7 +164,7 @@ def _update_cpu(
         rows.slots_K.numpy(),
         np.empty(0, dtype=dtype) if weights is None else weights.to(weight_RD.dtype).numpy(),
         gradient_SD.contiguous().numpy(),
-        dtype(settings.learning_rate),
+        dtype(rate),
         dtype(settings.l2),
         dtype(settings.eps),
     )

@@ -157,7 +157,7 @@ def test_both_kernels_do_the_same(
     results = []
     for kernel in UPDATES:
         copies = weight.clone(), state.clone(), torch.full((num_rows,), -1)
-        kernel(*copies, touched, gradient, settings)
+        kernel(*copies, touched, gradient, settings, 0.05)
         assert (copies[2] == -1).all()  # the scratch is left as it was found
         results.append(copies)
     torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=1e-12)

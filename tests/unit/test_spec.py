@@ -31,20 +31,28 @@ from recsys_mtl.schema import (
 from recsys_mtl.spec import Spec, spec
 
 REQUIRED = {"name": "x", "label": "y", "num_classes": 3, "dim": 2}
+REQUIRED |= {"feature": "x", "shape": (1, 8, 8)}
 
 ID = {"column": "c", "num_buckets": 1000, "embedding_dim": 4, "min_count": 2, "table": "t"}
 ID |= {"vocabulary": 9}
 LISTED = ID | {"separator": "|", "max_length": 7}
-TASK = {"label": "z", "weight": 0.5, "sample_weight": "w", "within": "p"}
+TASK = {"label": "z", "weight": 0.5, "sample_weight": "w", "within": "p", "parents": ("q",)}
+BINARY = {"joint": "j", "loss": "focal", "focal_gamma": 1.0, "positive_weight": 3.0}
+RANKING = {"ranking": "listwise", "ranking_share": 0.5, "group": "g"}
 CHANGED: dict[str, dict[str, Any]] = {
     "categorical": ID | {"num_hashes": 2},
     "bag": LISTED | {"weights": "w", "pooling": "sum", "num_hashes": 2},
     "history": LISTED,
     "numeric": {"column": "c", "scaling": "log", "num_quantiles": 5, "embedding_dim": 3},
     "vector": {"column": "c", "dim": 5},
-    "binary": TASK,
+    "binary": TASK | BINARY | RANKING,
     "regression": TASK | {"loss": "huber", "huber_delta": 0.5, "bounds": (1.0, 5.0)},
-    "multiclass": TASK | {"num_classes": 4},
+    "multiclass": TASK | {"num_classes": 4, "class_weights": (1.0, 2.0, 1.0, 1.0)},
+}
+COMPANIONS: dict[str, dict[str, Any]] = {  # values that have no meaning alone
+    "joint": {"within": "p"},
+    "group": {"ranking": "pairwise"},
+    "class_weights": {"num_classes": 4},
 }
 
 SCHEMA = Schema(
@@ -90,7 +98,10 @@ def test_every_feature_and_task_comes_back_from_json_with_all_values_changed(kin
 @pytest.mark.parametrize("kind", sorted(CHANGED))
 def test_fingerprint_changes_with_any_value(kind: str):
     prints = [built(kind).fingerprint(), built(kind, name="another").fingerprint()]
-    prints += [built(kind, **{key: value}).fingerprint() for key, value in CHANGED[kind].items()]
+    prints += [
+        built(kind, **{key: value} | COMPANIONS.get(key, {})).fingerprint()
+        for key, value in CHANGED[kind].items()
+    ]
     assert len(set(prints)) == len(prints)
     assert all(len(text) == 16 and int(text, 16) >= 0 for text in prints)
 

@@ -59,6 +59,7 @@ def state():
         str(polars.Config.state()), pandas.get_option("display.max_rows"),
     ]
 
+state()  # numba, asked for its threads, starts them and sets OpenMP's
 before = state()
 for name in {MODULES}:
     importlib.import_module(name)

@@ -216,7 +216,7 @@ def test_an_interrupted_fit_leaves_the_fitted_ranker_as_it_was(small, flat, monk
 
     before = small.fit(flat).predict(flat)
 
-    def interrupted(trainer, train, valid):
+    def interrupted(trainer, train, valid, *, checkpoint):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "fit", interrupted)

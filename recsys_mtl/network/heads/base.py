@@ -7,23 +7,75 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from recsys_mtl.network.inputs import Targets
 from recsys_mtl.schema import Task
 from recsys_mtl.spec import Spec
 
 
+@dataclass(frozen=True)
+class Headed:
+    """What heads return.
+
+    Parameters
+    ----------
+    logits_BZ
+        Logits of all tasks side by side.
+    extra_BX
+        What the heads' own losses read beside the logits, such as the logits of an imputation.
+    """
+
+    logits_BZ: Tensor
+    extra_BX: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """A loss per row and the row's weight in the mean, 0 where the row does not count; (B,) both."""
+
+    losses_B: Tensor
+    weights_B: Tensor
+
+
 class HeadsModule(nn.Module, ABC):
-    """The network part of heads."""
+    """The network part of heads.
+
+    Attributes
+    ----------
+    towers : nn.ModuleList
+        One module per task with all the parameters that are this task's own: optimizers and balancing
+        find them here. Parameters elsewhere are shared.
+    """
+
+    towers: nn.ModuleList
+    signed_losses: bool = False
+    """Whether a batch's mean of a loss that the heads define may be negative."""
 
     @abstractmethod
-    def forward(self, tasks: tuple[Tensor, ...]) -> Tensor:
+    def forward(self, tasks: tuple[Tensor, ...]) -> Headed:
         """Map T representations (B, H) to logits (B, Z), never to probabilities."""
 
     @abstractmethod
     def set_bias(self, bias_Z: Tensor) -> None:
         """Start the logits at these values, such as those of the base rates."""
+
+    def row_losses(self, number: int, headed: Headed, targets: Targets) -> RowLosses | None:
+        """Return the loss of task `number` where the heads define it; None: the task's own loss."""
+        del number, headed, targets
+        return None
+
+    def defines_loss(self, number: int) -> bool:
+        """Tell whether `row_losses` gives the loss of task `number`."""
+        del number
+        return False
+
+    def penalty(self, headed: Headed, targets: Targets) -> Tensor | None:
+        """Return a term that is added to the sum of the tasks' losses; None: no term."""
+        del headed, targets
+        return None
 
 
 class Heads(Spec, ABC):

@@ -1,18 +1,54 @@
-"""Towers: each task has layers of its own, side by side."""
+"""Towers: each task has layers of its own, side by side.
+
+Shape letters: B rows, H representation width, Z logits of all tasks side by side.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from recsys_mtl.network.heads.base import Heads, HeadsModule
+from recsys_mtl.network.heads.base import Headed, Heads, HeadsModule
 from recsys_mtl.network.layers import MLP, linear
 from recsys_mtl.network.sharing.base import Dims, Dropout
 from recsys_mtl.schema import Task
 from recsys_mtl.spec import spec
+
+
+class Tower(nn.Module):
+    """One task's own layers: an MLP and a linear layer; (B, input_dim) -> (B, num_logits).
+
+    Parameters
+    ----------
+    input_dim
+        Width of the input.
+    dims
+        Widths of the hidden layers.
+    num_logits
+        Outputs.
+    dropout
+        Share of activations dropped after each hidden layer in training.
+    """
+
+    def __init__(
+        self, input_dim: int, dims: Sequence[int], num_logits: int, *, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.hidden = MLP(input_dim, dims, dropout=dropout)
+        self.output = linear(self.hidden.output_dim, num_logits)
+
+    def forward(self, x_BH: Tensor) -> Tensor:
+        """Return the logits."""
+        return cast("Tensor", self.output(self.hidden(x_BH)))
+
+    @torch.no_grad()
+    def set_bias(self, bias_Z: Tensor) -> None:
+        """Start the logits at these values."""
+        self.output.bias.copy_(bias_Z)
 
 
 @spec
@@ -33,27 +69,33 @@ class Towers(Heads, kind="towers"):
 
     def build(self, input_dim: int, tasks: Sequence[Task]) -> HeadsModule:
         """Make the module."""
-        return _Towers(self, input_dim, tasks)
+        return TowersModule(
+            Tower(input_dim, self.dims, task.num_logits, dropout=self.dropout) for task in tasks
+        )
 
 
-class _Towers(HeadsModule):
-    def __init__(self, spec: Towers, input_dim: int, tasks: Sequence[Task]) -> None:
+class TowersModule(HeadsModule):
+    """Towers side by side; what other heads add is a loss or links between the towers.
+
+    Parameters
+    ----------
+    towers
+        One per task; their logits lie side by side.
+    """
+
+    def __init__(self, towers: Iterable[Tower]) -> None:
         super().__init__()
-        self.towers = nn.ModuleList(MLP(input_dim, spec.dims, dropout=spec.dropout) for _ in tasks)
-        width = spec.dims[-1] if spec.dims else input_dim
-        self.outputs = nn.ModuleList(linear(width, task.num_logits) for task in tasks)
+        self.towers = nn.ModuleList(towers)
 
-    def forward(self, tasks: tuple[Tensor, ...]) -> Tensor:
-        logits = [
-            output(tower(task_BH))
-            for output, tower, task_BH in zip(self.outputs, self.towers, tasks, strict=True)
-        ]
-        return torch.cat(logits, dim=1)
+    def forward(self, tasks: tuple[Tensor, ...]) -> Headed:
+        """Map T representations (B, H) to logits (B, Z)."""
+        logits = [tower(task_BH) for tower, task_BH in zip(self.towers, tasks, strict=True)]
+        return Headed(torch.cat(logits, dim=1))
 
-    @torch.no_grad()
     def set_bias(self, bias_Z: Tensor) -> None:
+        """Start the logits at these values."""
         start = 0
-        for output in self.outputs:
-            bias = output.get_parameter("bias")
-            bias.copy_(bias_Z[start : start + bias.numel()])
-            start += bias.numel()
+        for tower in cast("Iterable[Tower]", self.towers):
+            stop = start + tower.output.out_features
+            tower.set_bias(bias_Z[start:stop])
+            start = stop

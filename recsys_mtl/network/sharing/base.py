@@ -6,12 +6,14 @@ Shape letters: B rows, V views, I input width, H representation width, E experts
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor, nn
 
+from recsys_mtl.errors import SchemaError
 from recsys_mtl.spec import Spec
 
 Dims = tuple[Annotated[int, Field(ge=1)], ...]
@@ -31,10 +33,44 @@ class Shared:
     gates
         Per level, one gate (B, E) per task, then the shared one if there is one; empty without gates.
         They are returned, never kept on a module.
+    experts
+        Per level, the output (B, H) of every expert; empty without experts.
+    penalty
+        A term of the loss that the structure adds in training, such as a load-balance loss.
     """
 
     tasks: tuple[Tensor, ...]
     gates: tuple[tuple[Tensor, ...], ...] = ()
+    experts: tuple[tuple[Tensor, ...], ...] = ()
+    penalty: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where the numbers of each feature lie among the I of a view.
+
+    Parameters
+    ----------
+    slices
+        By feature name.
+    """
+
+    slices: Mapping[str, slice] = field(default_factory=dict)
+
+    def of(self, names: Sequence[str]) -> list[int]:
+        """Return the positions of these features' numbers.
+
+        Raises
+        ------
+        SchemaError
+            If there is no such feature.
+        """
+        unknown = [name for name in names if name not in self.slices]
+        if unknown:
+            raise SchemaError(
+                f"Feature {unknown[0]!r} must be one of the schema's. Found: {sorted(self.slices)}."
+            )
+        return [i for name in names for i in range(self.slices[name].start, self.slices[name].stop)]
 
 
 class SharingModule(nn.Module, ABC):
@@ -50,6 +86,21 @@ class SharingModule(nn.Module, ABC):
 class Sharing(Spec, ABC):
     """A choice of sharing structure. Subclasses are specs with a `kind`, one file each."""
 
+    def num_views(self, num_tasks: int) -> int:
+        """Return how many embeddings of every value the structure wants, V. Tables widen by it."""
+        del num_tasks
+        return 1
+
     @abstractmethod
-    def build(self, input_dim: int, num_tasks: int) -> SharingModule:
-        """Make the module for inputs of width `input_dim`."""
+    def build(self, input_dim: int, tasks: Sequence[str], columns: Columns) -> SharingModule:
+        """Make the module.
+
+        Parameters
+        ----------
+        input_dim
+            Width I of each view.
+        tasks
+            Names of the T tasks.
+        columns
+            Where each feature's numbers lie in a view, for structures that read some by name.
+        """

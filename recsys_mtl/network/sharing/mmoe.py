@@ -1,13 +1,18 @@
-"""MMoE: experts shared by all tasks, one gate per task."""
+"""MMoE: experts shared by all tasks, one gate per task.
+
+Shape letters: B rows, V views, I input width, T tasks, E experts.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from recsys_mtl.network.layers import MLP, Gate, mix
+from recsys_mtl.network.layers import cast_once, gate_all, make_experts, mix_all
 from recsys_mtl.network.sharing.base import (
+    Columns,
     Count,
     Dropout,
     ExpertDims,
@@ -15,6 +20,7 @@ from recsys_mtl.network.sharing.base import (
     Sharing,
     SharingModule,
 )
+from recsys_mtl.network.sharing.gating import Gating
 from recsys_mtl.spec import spec
 
 
@@ -30,6 +36,10 @@ class MMoE(Sharing, kind="mmoe"):
         Widths of each expert's layers, at least one.
     dropout
         Share of activations dropped after each expert layer in training.
+    normalize_experts
+        End experts in layer normalisation and Swish instead of ReLU.
+    gating
+        How the gates behave.
 
     References
     ----------
@@ -41,23 +51,31 @@ class MMoE(Sharing, kind="mmoe"):
     _: KW_ONLY
     expert_dims: ExpertDims = (256, 128)
     dropout: Dropout = 0.0
+    normalize_experts: bool = False
+    gating: Gating = Gating()
 
-    def build(self, input_dim: int, num_tasks: int) -> SharingModule:
+    def build(self, input_dim: int, tasks: Sequence[str], columns: Columns) -> SharingModule:
         """Make the module."""
-        return _MMoE(self, input_dim, num_tasks)
+        return _MMoE(self, input_dim, len(tasks))
 
 
 class _MMoE(SharingModule):
     def __init__(self, spec: MMoE, input_dim: int, num_tasks: int) -> None:
         super().__init__()
-        self.experts = nn.ModuleList(
-            MLP(input_dim, spec.expert_dims, dropout=spec.dropout) for _ in range(spec.num_experts)
+        self.gating = spec.gating
+        self.experts = make_experts(
+            spec.num_experts,
+            input_dim,
+            spec.expert_dims,
+            dropout=spec.dropout,
+            normalize=spec.normalize_experts,
         )
-        self.gates = nn.ModuleList(Gate(input_dim, spec.num_experts) for _ in range(num_tasks))
+        self.gates = spec.gating.gates(input_dim, spec.num_experts, num_tasks)
         self.output_dim = spec.expert_dims[-1]
 
     def forward(self, x_BVI: Tensor) -> Shared:
-        x_BI = x_BVI[:, 0]
-        experts = [expert(x_BI) for expert in self.experts]
-        gates = tuple(gate(x_BI) for gate in self.gates)
-        return Shared(tuple(mix(experts, gate_BE) for gate_BE in gates), (gates,))
+        x_BI = cast_once(x_BVI[:, 0])
+        experts = tuple(expert(x_BI) for expert in self.experts)
+        gates_BTE = gate_all(self.gates, x_BI)
+        gates = gates_BTE.unbind(1)
+        return Shared(mix_all(experts, gates_BTE), (gates,), (experts,), self.gating.penalty(gates))

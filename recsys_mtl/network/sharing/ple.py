@@ -1,15 +1,20 @@
-"""PLE: shared and task-own experts, mixed level by level; one level is CGC."""
+"""PLE: shared and task-own experts, mixed level by level; one level is CGC.
+
+Shape letters: B rows, V views, I input width, H representation width, E experts.
+"""
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Annotated, cast
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from recsys_mtl.network.layers import MLP, Gate, mix
+from recsys_mtl.network.layers import cast_once, make_experts, mix
 from recsys_mtl.network.sharing.base import (
+    Columns,
     Count,
     Dropout,
     ExpertDims,
@@ -17,6 +22,7 @@ from recsys_mtl.network.sharing.base import (
     Sharing,
     SharingModule,
 )
+from recsys_mtl.network.sharing.gating import Gating
 from recsys_mtl.spec import spec
 
 
@@ -36,6 +42,10 @@ class PLE(Sharing, kind="ple"):
         Widths of each expert's layers, at least one; the same in all levels.
     dropout
         Share of activations dropped after each expert layer in training.
+    normalize_experts
+        End experts in layer normalisation and Swish instead of ReLU.
+    gating
+        How the gates behave.
 
     References
     ----------
@@ -49,14 +59,26 @@ class PLE(Sharing, kind="ple"):
     num_task_experts: Annotated[int, Field(ge=0)] = 2
     expert_dims: ExpertDims = (128,)
     dropout: Dropout = 0.0
+    normalize_experts: bool = False
+    gating: Gating = Gating()
 
     def __post_init__(self) -> None:
         if self.num_shared_experts + self.num_task_experts == 0:
             raise ValueError("num_shared_experts and num_task_experts must not both be 0")
 
-    def build(self, input_dim: int, num_tasks: int) -> SharingModule:
+    def build(self, input_dim: int, tasks: Sequence[str], columns: Columns) -> SharingModule:
         """Make the module."""
-        return _PLE(self, input_dim, num_tasks)
+        return _PLE(self, input_dim, len(tasks))
+
+
+@dataclass(frozen=True)
+class _Mixed:
+    """What a level gives: T task outputs and the shared one (B, H), its gates and its experts."""
+
+    tasks: tuple[Tensor, ...]
+    shared_BH: Tensor
+    gates: tuple[Tensor, ...]
+    experts: tuple[Tensor, ...]
 
 
 class _Level(nn.Module):
@@ -68,26 +90,26 @@ class _Level(nn.Module):
     def __init__(self, spec: PLE, input_dim: int, num_tasks: int, *, last: bool) -> None:
         super().__init__()
         own, shared = spec.num_task_experts, spec.num_shared_experts
+        gating = spec.gating
         self.task_experts = nn.ModuleList(_experts(spec, input_dim, own) for _ in range(num_tasks))
         self.shared_experts = _experts(spec, input_dim, shared)
-        self.task_gates = nn.ModuleList(Gate(input_dim, own + shared) for _ in range(num_tasks))
+        self.task_gates = gating.gates(input_dim, own + shared, num_tasks)
         mixes = not last and shared > 0
-        self.shared_gate = Gate(input_dim, num_tasks * own + shared) if mixes else None
+        self.shared_gate = gating.gate(input_dim, num_tasks * own + shared) if mixes else None
 
-    def forward(
-        self, tasks: tuple[Tensor, ...], shared_BI: Tensor
-    ) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...]]:
+    def forward(self, tasks: tuple[Tensor, ...], shared_BI: Tensor) -> _Mixed:
         own = [
             [expert(x_BI) for expert in cast("nn.ModuleList", experts)]
             for experts, x_BI in zip(self.task_experts, tasks, strict=True)
         ]
         shared = [expert(shared_BI) for expert in self.shared_experts]
+        experts = (*(expert_BH for outputs in own for expert_BH in outputs), *shared)
         gates = [gate(x_BI) for gate, x_BI in zip(self.task_gates, tasks, strict=True)]
         mixed = tuple(mix([*e, *shared], g_BE) for e, g_BE in zip(own, gates, strict=True))
         if self.shared_gate is not None:
             gates.append(self.shared_gate(shared_BI))
-            shared_BI = mix([*(e for experts in own for e in experts), *shared], gates[-1])
-        return mixed, shared_BI, tuple(gates)
+            shared_BI = mix(experts, gates[-1])
+        return _Mixed(mixed, shared_BI, tuple(gates), experts)
 
 
 class _PLE(SharingModule):
@@ -98,20 +120,27 @@ class _PLE(SharingModule):
             _Level(spec, width, num_tasks, last=number == spec.num_levels)
             for number, width in enumerate(widths, start=1)
         )
+        self.gating = spec.gating
         self.num_tasks = num_tasks
         self.output_dim = spec.expert_dims[-1]
 
     def forward(self, x_BVI: Tensor) -> Shared:
-        shared_BI = x_BVI[:, 0]
+        shared_BI = cast_once(x_BVI[:, 0])
         tasks: tuple[Tensor, ...] = (shared_BI,) * self.num_tasks
-        gates = []
+        levels: list[_Mixed] = []
         for level in self.levels:
-            tasks, shared_BI, level_gates = level(tasks, shared_BI)
-            gates.append(level_gates)
-        return Shared(tasks, tuple(gates))
+            levels.append(level(tasks, shared_BI))
+            tasks, shared_BI = levels[-1].tasks, levels[-1].shared_BH
+        gates = tuple(level.gates for level in levels)
+        penalty = self.gating.penalty(gate_BE for level in gates for gate_BE in level)
+        return Shared(tasks, gates, tuple(level.experts for level in levels), penalty)
 
 
 def _experts(spec: PLE, input_dim: int, count: int) -> nn.ModuleList:
-    return nn.ModuleList(
-        MLP(input_dim, spec.expert_dims, dropout=spec.dropout) for _ in range(count)
+    return make_experts(
+        count,
+        input_dim,
+        spec.expert_dims,
+        dropout=spec.dropout,
+        normalize=spec.normalize_experts,
     )

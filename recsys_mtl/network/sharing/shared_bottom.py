@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY
 
 from torch import Tensor
 
 from recsys_mtl.network.layers import MLP
-from recsys_mtl.network.sharing.base import Dims, Dropout, Shared, Sharing, SharingModule
+from recsys_mtl.network.sharing.base import Columns, Dims, Dropout, Shared, Sharing, SharingModule
 from recsys_mtl.spec import spec
 
 
@@ -31,9 +32,9 @@ class SharedBottom(Sharing, kind="shared_bottom"):
     _: KW_ONLY
     dropout: Dropout = 0.0
 
-    def build(self, input_dim: int, num_tasks: int) -> SharingModule:
+    def build(self, input_dim: int, tasks: Sequence[str], columns: Columns) -> SharingModule:
         """Make the module."""
-        return _SharedBottom(self, input_dim, num_tasks)
+        return _SharedBottom(self, input_dim, len(tasks))
 
 
 class _SharedBottom(SharingModule):

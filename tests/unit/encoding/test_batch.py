@@ -3,9 +3,10 @@
 from itertools import pairwise
 
 import numpy as np
+import polars as pl
 import pytest
 
-from recsys_mtl.encoding import Block, Ragged
+from recsys_mtl.encoding import Batch, Block, Part, Ragged
 
 LISTS = [[5, 6], [], [7], [], [8, 9, 9]]
 
@@ -54,3 +55,11 @@ def test_concat_of_pieces_is_the_whole(cuts: list[int]):
     for one, other in zip(joined.lists, whole.lists, strict=True):
         assert rows_of(one) == rows_of(other)
         assert one.offsets.dtype == np.int64
+
+
+def test_flat_rows_keep_their_groups():
+    groups = np.array([7, -1, 7])
+    part = Part(block(0, LISTS), np.array([4, 0, 4]))
+    flat = Batch(3, (part,), pl.DataFrame(), groups=groups).flat()
+    assert flat.groups is groups
+    assert flat.parts[0].block.ids[:, 0].tolist() == [4, 0, 4]

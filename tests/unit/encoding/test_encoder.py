@@ -269,3 +269,45 @@ def test_unfitted_encoder_says_so():
 def test_training_needs_rows(learn: Any):
     with pytest.raises(EncodingError, match=r"must hold rows to train on\. Found an empty table"):
         learn(Encoder(plain(Categorical("x"))), table(x=[1]).clear())
+
+
+def ranked(group: str | None = None, user: Side | None = None):
+    task = Binary("ctr", label="click", ranking="pairwise", group=group)
+    return Schema(user=user, context=[Categorical("x")], tasks=[task])
+
+
+def rows_together(batch: Batch):
+    assert batch.groups is not None
+    return [batch.groups.tolist().index(group) for group in batch.groups]
+
+
+def test_groups_are_read_with_the_labels_only():
+    rows = table(x=[1, 2, 3, 4], visit=["b", "a", None, "b"])
+    encoder = Encoder(ranked("visit"))
+    assert rows_together(encoder.fit_encode(rows)) == [0, 1, 2, 0]
+    assert rows_together(encoder.encode(rows)) == [0, 1, 2, 0]
+    assert encoder.encode(rows.drop("visit", "click"), labels="none").groups is None
+    assert Encoder(plain(Categorical("x"))).fit_encode(rows).groups is None
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 3, 100])
+def test_groups_of_chunks_are_those_of_all_rows(chunk_rows: int):
+    rows = table(x=[1] * 7, visit=["b", "a", None, "b", None, "a", "b"])
+    encoder = Encoder(ranked("visit")).fit(rows)
+    parts = encoder.batches(rows, chunk_rows=chunk_rows, labels="required")
+    found = np.concatenate([part.groups for part in parts if part.groups is not None])
+    np.testing.assert_array_equal(found, encoder.encode(rows).groups)
+
+
+def test_user_key_groups_rows_with_a_users_table_or_without():
+    rows = table(x=[1, 2, 3, 4], user=[5, 6, None, 5], age=[30.0, 40.0, None, 30.0])
+    encoder = Encoder(ranked(user=Side("user", features=[Numeric("age")])))
+    assert rows_together(encoder.fit_encode(rows)) == [0, 1, 2, 0]
+    users = pl.DataFrame({"user": [6, 5], "age": [40.0, 30.0]})
+    star = Encoder(ranked(user=Side("user", features=[Numeric("age")])))
+    assert rows_together(star.fit_encode(scan(rows.drop("age"), users=users))) == [0, 1, 2, 0]
+
+
+def test_missing_group_column_is_named():
+    with pytest.raises(EncodingError, match="'visit'"):
+        Encoder(ranked("visit")).fit_encode(table(x=[1, 2]))

@@ -19,7 +19,7 @@ from recsys_mtl.encoding import Encoder
 from recsys_mtl.encoding import entry as entry_file
 from recsys_mtl.network import MMoE, MultiTaskModel, RowTensors, Towers
 from recsys_mtl.reading import scan
-from recsys_mtl.schema import Categorical, Schema, Side
+from recsys_mtl.schema import Binary, Categorical, Schema, Side
 from recsys_mtl.training import TrainConfig, Trainer
 
 NUM_ROWS = 120
@@ -50,6 +50,20 @@ def test_star_comes_back_as_it_is_encoded(star: Any, chunk_rows: int, labels: An
     assert whole.absent["item"] > 0
     found = star.cache().batch(encoder, star.scan(), labels=labels, chunk_rows=chunk_rows)
     star.assert_same(found, whole)
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 7, 1000])
+def test_groups_come_back_with_the_labels(star: Any, chunk_rows: int):
+    task = Binary("ctr", label="click", ranking="listwise")
+    schema = Schema(user=star.schema.user, context=star.schema.context, tasks=[task])
+    rows = star.scan().filter("weight < 0.9")
+    encoder = Encoder(schema).fit(rows)
+    whole = encoder.encode(rows)
+    assert whole.keys["user_id"].null_count() > 1
+    found = star.cache().batch(encoder, rows, chunk_rows=chunk_rows)
+    star.assert_same(found, whole)
+    np.testing.assert_array_equal(found.groups, whole.groups, strict=True)
+    assert star.cache().batch(encoder, rows, labels="none").groups is None
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 7, 1000])

@@ -205,3 +205,39 @@ def test_sizes_that_are_no_integers_are_refused():
 def test_no_column_at_all_is_refused(table: pl.DataFrame, num_rows: Any):
     with pytest.raises(ValueError, match="at least one column"):
         hash_table(table, num_rows=num_rows)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 8, 9, 20])
+@pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 511, 512, 513, 1_031])
+def test_any_number_of_columns_and_rows_is_hashed_as_by_column(width, rows):
+    columns: list[Any] = [
+        np.arange(rows) * (place + 1)
+        if place % 2
+        else [f"{place} and {row}" for row in range(rows)]
+        for place in range(width)
+    ]
+    kinds = [pl.Int64 if place % 2 else pl.String for place in range(width)]
+    frame = pl.DataFrame(
+        [
+            pl.Series(str(place), column, kind)
+            for place, (column, kind) in enumerate(zip(columns, kinds, strict=True))
+        ]
+    )
+    around = np.full((rows + 2, width), -7, np.int32)
+    found = hash_table(frame, num_rows=1_003, num_threads=1, out=around[1:-1])
+    expected = [hash_column(frame[name], name=name, num_rows=1_003) for name in frame.columns]
+    np.testing.assert_array_equal(found, np.stack(expected, axis=1))
+    assert (around[[0, -1]] == -7).all()
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.int16(), pa.int32(), pa.uint32(), pa.int64()])
+@pytest.mark.parametrize("missing", [False, True])
+def test_dictionary_codes_of_any_width_give_what_plain_strings_give(kind, missing):
+    codes = np.random.default_rng(0).integers(0, 100, 1_300)
+    mask = (codes % 7 == 0) if missing else None
+    words = pa.array([None if one == 5 else f"word {one}" for one in range(100)])
+    column = pa.DictionaryArray.from_arrays(pa.array(codes, kind, mask=mask), words)
+    for part in (column, column.slice(3, 1_029)):
+        plain = part.cast(pa.string())
+        found = hash_column(part, name="word", num_rows=1_003)
+        np.testing.assert_array_equal(found, hash_column(plain, name="word", num_rows=1_003))

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from recsys_mtl.encoding import MISSING, OBSERVED, OUT_OF_SPACE, Encoder
-from recsys_mtl.encoding.labels import read_labels
+from recsys_mtl.encoding.labels import read_groups, read_labels
 from recsys_mtl.errors import EncodingError
 from recsys_mtl.schema import Binary, Multiclass, Numeric, Regression, Schema, Task
 
@@ -182,3 +182,74 @@ def test_table_without_labels_can_be_scored_but_not_learned_from():
         encoder.encode(whole.drop("click", "w"))
     with pytest.raises(EncodingError, match="must have column 'w'"):
         encoder.fit_encode(whole.drop("w"))
+
+
+def together(values: Any, **options: Any):
+    """Return, for each row, the first row of its group."""
+    groups = read_groups(pl.Series("session", values, strict=False), **options)
+    assert groups.dtype == np.int64
+    return [groups.tolist().index(group) for group in groups]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["a", "b", "a", "", "b", ""],
+        pl.Series(["a", "b", "a", "", "b", ""], dtype=pl.Categorical),
+        [7, -7, 7, 0, -7, 0],
+        [2**63 - 1, -(2**63), 2**63 - 1, 5, -(2**63), 5],
+        pl.Series([7, 255, 7, 0, 255, 0], dtype=pl.UInt8),
+        [7.0, -7.0, 7.0, 0.0, -7.0, 0.0],
+        [b"a", b"b", b"a", b"", b"b", b""],
+    ],
+)
+def test_equal_values_are_one_group_and_others_are_not(values: Any):
+    assert together(values) == [0, 1, 0, 3, 1, 3]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["a", None, "a", None],
+        [7, None, 7, None],
+        [7.0, None, 7.0, None],
+        [7.0, float("nan"), 7.0, float("nan")],
+        pl.Series(["a", None, "a", None], dtype=pl.Categorical),
+    ],
+)
+def test_row_without_a_group_is_a_group_of_its_own(values: Any):
+    assert together(values) == [0, 1, 0, 3]
+
+
+def test_column_of_nulls_holds_groups_of_one_row():
+    assert together([None] * 4) == [0, 1, 2, 3]
+
+
+def test_no_rows_have_no_groups():
+    assert together([]) == []
+    assert together(pl.Series([], dtype=pl.String)) == []
+
+
+def test_integers_of_all_widths_and_strings_of_all_kinds_name_the_same_groups():
+    small, large = pl.Series([1, 2], dtype=pl.Int8), pl.Series([1, 2], dtype=pl.UInt64)
+    assert read_groups(small).tolist() == read_groups(large).tolist()
+    words = pl.Series(["a", "b"])
+    assert read_groups(words).tolist() == read_groups(words.cast(pl.Categorical)).tolist()
+
+
+@pytest.mark.parametrize(
+    "values", [["a", None, "b", "a", None], [None] * 5, [1.0, None, 2.0, 1, 0]]
+)
+def test_groups_of_chunks_are_those_of_the_whole(values: list[Any]):
+    whole = pl.Series("session", values)
+    parts = [read_groups(whole[:2]), read_groups(whole[2:], first_row=2)]
+    np.testing.assert_array_equal(np.concatenate(parts), read_groups(whole))
+
+
+def test_many_groups_stay_apart():
+    assert np.unique(read_groups(pl.Series(range(300_000)))).size == 300_000
+
+
+def test_group_column_that_can_be_no_id_is_named():
+    with pytest.raises(EncodingError, match="Group column 'session': "):
+        read_groups(pl.Series("session", [[1], [2]]))

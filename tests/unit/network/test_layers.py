@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from recsys_mtl.network.layers import MLP, Gate, mix
+from recsys_mtl.network.layers import MLP, Gate, cast_once, mix, mix_all
 
 
 def test_gate_rows_are_softmax_shares() -> None:
@@ -39,6 +39,36 @@ def test_mixing_keeps_the_type_of_the_experts(dtype: torch.dtype) -> None:
 def test_mixing_one_expert_scales_it() -> None:
     expert_BH = torch.randn(4, 3)
     assert torch.equal(mix([expert_BH], torch.full((4, 1), 0.5)), expert_BH * 0.5)
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 6])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_mixing_for_several_gates_is_mixing_for_each(dtype: torch.dtype, num_rows: int) -> None:
+    experts = [torch.randn(num_rows, 3).to(dtype) for _ in range(4)]
+    gates_BTE = torch.softmax(torch.randn(num_rows, 2, 4), dim=2)
+    mixed = mix_all(experts, gates_BTE)
+    assert len(mixed) == 2
+    for mixed_BH, gate_BE in zip(mixed, gates_BTE.unbind(1), strict=True):
+        assert mixed_BH.dtype == dtype
+        torch.testing.assert_close(mixed_BH, mix(experts, gate_BE), rtol=2e-2, atol=2e-2)
+
+
+def test_a_normalised_mlp_ends_in_layer_normalisation_and_swish() -> None:
+    mlp, x_BI = MLP(3, (5, 4), normalize=True).double(), torch.randn(6, 3).double()
+    hidden_BH = (x_BI @ mlp[0].weight.T + mlp[0].bias).clamp(min=0)
+    h_BH = hidden_BH @ mlp[2].weight.T + mlp[2].bias
+    centred_BH = h_BH - h_BH.mean(dim=1, keepdim=True)
+    normal_BH = centred_BH / (centred_BH.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
+    expected_BH = normal_BH / (1 + (-normal_BH).exp())
+    torch.testing.assert_close(mlp(x_BI), expected_BH, rtol=0, atol=1e-12)
+
+
+def test_an_input_is_cast_to_the_type_of_autocast_and_only_then() -> None:
+    x_BI = torch.randn(2, 3)
+    assert cast_once(x_BI) is x_BI
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert cast_once(x_BI).dtype == torch.bfloat16
+        assert cast_once(x_BI.double()).dtype == torch.float64  # autocast leaves it too
 
 
 def test_every_layer_of_an_mlp_ends_in_relu() -> None:

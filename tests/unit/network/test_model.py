@@ -78,9 +78,9 @@ def test_input_of_the_structure_is_vectors_then_numbers() -> None:
     model.sharing.register_forward_pre_hook(lambda _, args: seen.update(x_BVI=args[0]))
     model(inputs)
     x_BI = seen["x_BVI"][:, 0]
-    narrow, wide = model.embeddings(inputs).pooled
+    narrow, wide = (vectors_SD.view(5, -1) for vectors_SD in model.embeddings(inputs).vectors)
     assert x_BI.shape == (5, 7)
-    assert torch.equal(x_BI, torch.cat([narrow.flatten(1), wide.flatten(1), inputs.dense_BN], 1))
+    assert torch.equal(x_BI, torch.cat([narrow, wide, inputs.dense_BN], 1))
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 7])
@@ -90,7 +90,7 @@ def test_a_batch_of_any_size_is_scored(num_rows: int) -> None:
     assert (ctr.shape, rating.shape, genre.shape) == ((num_rows,), (num_rows,), (num_rows, 3))
     predicted = model(RowTensors(batch, CPU).take(torch.arange(num_rows)))
     assert predicted.logits_BZ.shape == (num_rows, 5)
-    assert [gate_BE.shape for gate_BE in predicted.gates[0]] == [(num_rows, 3)] * 3
+    assert [gate_BE.shape for gate_BE in predicted.shared.gates[0]] == [(num_rows, 3)] * 3
 
 
 def test_rows_are_scored_alike_whatever_stands_beside_them() -> None:
@@ -159,7 +159,7 @@ def test_the_same_seed_draws_the_same_model() -> None:
 
 def test_tables_are_saved_but_not_trained_by_autograd() -> None:
     model = _model()
-    tables = {f"embeddings.tables.{number}.weight_RD" for number in range(2)}
+    tables = {f"features.embeddings.tables.{number}.weight_RD" for number in range(2)}
     assert tables <= set(model.state_dict())
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert frozen == tables

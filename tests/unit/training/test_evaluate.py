@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, r2_score, roc_auc_score
 
 from recsys_mtl.encoding import MISSING, OBSERVED, Batch
 from recsys_mtl.metrics import MetricWarning, gauc
-from recsys_mtl.network import MultiTaskModel, RowTensors, predict_logits, score_rows
+from recsys_mtl.network import MultiTaskModel, RowTensors, predict_heads, score_rows
 from recsys_mtl.schema import Schema, Side
 from recsys_mtl.training import evaluate_rows, headline_score, task_losses
 from recsys_mtl.training.evaluate import validation_losses
@@ -75,16 +75,17 @@ def test_validation_losses_are_the_training_losses_of_all_rows(
     schema: Schema, make_batch: MakeBatch, make_model: MakeModel
 ) -> None:
     model, rows = make_model(dropout=0.5).train(), RowTensors(make_batch(60), CPU)
-    found = validation_losses(model, schema, rows, predict_logits(model, rows))
+    found = validation_losses(model, schema, rows, predict_heads(model, rows))
     everything = torch.arange(60)
-    logits_BZ = model.eval()(rows.take(everything)).logits_BZ
+    headed = model.eval()(rows.take(everything)).headed
     expected = task_losses(
-        logits_BZ,
+        headed,
         rows.targets(everything),
         schema.tasks,
         model.outputs.mean_T,
         model.outputs.std_T,
-    )
+        model.heads,
+    ).means_T
     torch.testing.assert_close(found, expected)
 
 

@@ -1,15 +1,21 @@
-"""Losses against a loop over rows in numpy, float64."""
+"""Losses against a loop over rows in numpy, float64, and against torch's own."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from recsys_mtl.network import Targets
+from recsys_mtl.encoding import OBSERVED
+from recsys_mtl.errors import SchemaError
+from recsys_mtl.network import Headed, HeadsModule, RowLosses, Targets, Towers
 from recsys_mtl.schema import Binary, Multiclass, Regression, Task
-from recsys_mtl.training import task_losses
+from recsys_mtl.training.losses import check_losses, task_losses
+from recsys_mtl.training.ranking import listwise_loss, pairwise_loss
 
 CTR = Binary("ctr", label="click")
 GENRE = Multiclass("genre", label="genre", num_classes=3)
@@ -49,8 +55,42 @@ def _rows(num_rows: int = 25) -> tuple[Tensor, np.ndarray, np.ndarray]:
 
 
 def _losses(logits: Tensor, labels: np.ndarray, weights: np.ndarray) -> Tensor:
-    targets = Targets(torch.from_numpy(labels), torch.from_numpy(weights))
-    return task_losses(logits, targets, TASKS, torch.tensor(MEAN), torch.tensor(STD))
+    targets = _targets(torch.from_numpy(labels), torch.from_numpy(weights))
+    heads = Towers(()).build(2, TASKS)
+    found = task_losses(
+        Headed(logits), targets, TASKS, torch.tensor(MEAN), torch.tensor(STD), heads
+    )
+    return found.means_T
+
+
+def _targets(labels: Tensor, weights: Tensor, groups: Tensor | None = None) -> Targets:
+    states = torch.full(labels.shape, OBSERVED, dtype=torch.uint8)
+    return Targets(labels, weights, states, groups)
+
+
+def _loss(
+    task: Task,
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    groups: Tensor | None = None,
+) -> Tensor:
+    """Return the loss of a task alone, from its logits and labels (n,)."""
+    weights = torch.ones_like(logits[:, 0]) if weights is None else weights
+    targets = _targets(labels.to(logits.dtype)[:, None], weights[:, None], groups)
+    none = torch.zeros(1, dtype=logits.dtype)
+    heads = Towers(()).build(2, [task])
+    return task_losses(Headed(logits), targets, [task], none, none + 1, heads).means_T[0]
+
+
+def _clicks(num_rows: int = 40) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    logits = 2 * torch.randn(num_rows, 1, generator=draw, dtype=torch.float64)
+    labels = torch.randint(2, (num_rows,), generator=draw)
+    weights = torch.rand(num_rows, generator=draw, dtype=torch.float64) * (
+        torch.rand(num_rows, generator=draw) < 0.8
+    )
+    return logits, labels, weights, torch.randint(7, (num_rows,), generator=draw)
 
 
 def test_losses_are_the_weighted_means_of_a_loop_over_rows() -> None:
@@ -132,3 +172,165 @@ def test_huge_logits_give_finite_losses_and_gradients() -> None:
     found = _losses(logits, labels, np.ones((2, 4), np.float32))
     assert found[:2].tolist() == pytest.approx([90, 180])
     assert torch.autograd.grad(found.sum(), logits)[0].isfinite().all()
+
+
+def test_focal_loss_without_gamma_is_cross_entropy_to_the_last_bit() -> None:
+    logits, labels, weights, _ = _clicks()
+    found = _loss(replace(CTR, loss="focal", focal_gamma=0), logits, labels, weights)
+    assert torch.equal(found, _loss(CTR, logits, labels, weights))
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0, 5.0])
+def test_focal_loss_is_equation_4_of_its_paper(gamma: float) -> None:
+    logits, labels, weights, _ = _clicks()
+    chance = logits[:, 0].sigmoid()
+    right = torch.where(labels == 1, chance, 1 - chance)
+    expected = (-((1 - right) ** gamma) * right.log() * weights).sum() / weights.sum()
+    found = _loss(replace(CTR, loss="focal", focal_gamma=gamma), logits, labels, weights)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("loss", ["bce", "focal"])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_huge_logits_of_one_task_stay_finite(loss: Any, gamma: float) -> None:
+    logits = torch.tensor([[90.0], [90.0], [-90.0], [-90.0]], requires_grad=True)
+    task = replace(CTR, loss=loss, focal_gamma=gamma, positive_weight=3)
+    found = _loss(task, logits, torch.tensor([0, 1, 0, 1]))
+    assert found.item() == pytest.approx((90 + 3 * 90) / 4)
+    assert torch.autograd.grad(found, logits)[0].isfinite().all()
+
+
+def test_positive_weight_is_the_pos_weight_of_torch() -> None:
+    logits, labels, _, _ = _clicks()
+    found = _loss(replace(CTR, positive_weight=2.3), logits, labels)
+    weight = torch.tensor(2.3, dtype=torch.float64)
+    expected = F.binary_cross_entropy_with_logits(logits[:, 0], labels.double(), pos_weight=weight)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_class_weights_are_the_weight_of_torch() -> None:
+    logits = torch.randn(30, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.arange(30) % 3
+    factors = (0.3, 1.0, 4.1)
+    found = _loss(replace(GENRE, class_weights=factors), logits, labels)
+    expected = F.cross_entropy(logits, labels, weight=torch.tensor(factors, dtype=torch.float64))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_weights_of_rows_and_classes_multiply() -> None:
+    logits = torch.randn(30, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.arange(30) % 3
+    weights = torch.linspace(0, 2, 30, dtype=torch.float64)
+    found = _loss(replace(GENRE, class_weights=(1, 2, 3)), logits, labels, weights)
+    expected = _loss(GENRE, logits, labels, weights * (labels + 1))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("ranking", "loss"), [("pairwise", pairwise_loss), ("listwise", listwise_loss)]
+)
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_ranking_and_own_loss_are_mixed_by_share(ranking: Any, loss: Any, share: float) -> None:
+    logits, labels, weights, groups = _clicks()
+    task = replace(CTR, loss="focal", ranking=ranking, ranking_share=share)
+    own = _loss(replace(CTR, loss="focal"), logits, labels, weights)
+    other = loss(logits[:, 0], labels, weights, groups)
+    assert abs(own - other) > 0.01
+    found = _loss(task, logits, labels, weights, groups)
+    torch.testing.assert_close(found, (1 - share) * own + share * other)
+
+
+def test_the_ranking_loss_of_one_task_leaves_the_others_alone() -> None:
+    logits, labels, weights = _rows()
+    tasks = (replace(CTR, ranking="pairwise"), *TASKS[1:])
+    targets = _targets(
+        torch.from_numpy(labels), torch.from_numpy(weights), torch.arange(len(labels)) % 4
+    )
+    found = task_losses(
+        Headed(logits),
+        targets,
+        tasks,
+        torch.tensor(MEAN),
+        torch.tensor(STD),
+        Towers(()).build(2, tasks),
+    )
+    assert torch.equal(found.means_T[1:], _losses(logits, labels, weights)[1:])
+    expected = pairwise_loss(
+        logits[:, 0], *(x[:, 0] for x in (targets.labels_BT, targets.weights_BT)), targets.groups_B
+    )
+    torch.testing.assert_close(found.means_T[0], expected)
+
+
+def test_a_ranking_loss_without_groups_is_refused() -> None:
+    logits, labels, weights, _ = _clicks()
+    with pytest.raises(
+        ValueError, match="ranking loss of task 'ctr' needs rows encoded with groups"
+    ):
+        _loss(replace(CTR, ranking="listwise"), logits, labels, weights)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"loss": "focal"},
+        {"loss": "focal", "focal_gamma": 0.0},
+        {"positive_weight": 3.0},
+        {"ranking": "pairwise"},
+        {"ranking": "listwise", "ranking_share": 0.4},
+    ],
+)
+def test_gradients_are_finite_differences(changed: dict[str, Any]) -> None:
+    logits, labels, weights, groups = _clicks(12)
+    task = replace(CTR, **changed)
+    assert torch.autograd.gradcheck(
+        lambda logits: _loss(task, logits, labels, weights, groups), logits.requires_grad_()
+    )
+
+
+class _OwnLoss(HeadsModule):
+    """Heads that define the loss of task 1."""
+
+    def forward(self, tasks: tuple[Tensor, ...]) -> Headed:
+        return Headed(torch.cat(tasks, dim=1))
+
+    def set_bias(self, bias_Z: Tensor) -> None:
+        del bias_Z
+
+    def defines_loss(self, number: int) -> bool:
+        return number == 1
+
+    def row_losses(self, number: int, headed: Headed, targets: Targets) -> RowLosses | None:
+        if number != 1:
+            return None
+        return RowLosses(headed.logits_BZ[:, 1] * 2, targets.weights_BT[:, 1] + 1)
+
+
+def test_the_loss_of_the_heads_wins_over_the_own() -> None:
+    tasks = (CTR, Binary("cvr", label="buy"))
+    logits = torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]])
+    targets = _targets(torch.zeros(3, 2), torch.tensor([[1.0, 0], [1, 1], [1, 3]]))
+    found = task_losses(
+        Headed(logits), targets, tasks, torch.zeros(2), torch.ones(2), _OwnLoss()
+    ).means_T
+    assert found.tolist() == pytest.approx([math.log(2), (2 * 1 + 4 * 2 + 6 * 4) / 7])
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"loss": "focal"}, "loss must be left out. Found 'focal'"),
+        ({"positive_weight": 2.0}, "positive_weight must be left out. Found 2.0"),
+        ({"ranking": "listwise"}, "ranking must be left out. Found 'listwise'"),
+    ],
+)
+def test_settings_of_a_loss_that_the_heads_define_are_refused(
+    changed: dict[str, Any], text: str
+) -> None:
+    plain, asking = Binary("ctr", label="y"), Binary("cvr", label="y", **changed)
+    check_losses([asking, plain], _OwnLoss())
+    check_losses([plain, asking], Towers(()).build(2, [plain, asking]))
+    with pytest.raises(SchemaError) as error:
+        check_losses([plain, asking], _OwnLoss())
+    assert f"task 'cvr': the heads define its loss or read its probability, so {text}" in str(
+        error.value
+    )

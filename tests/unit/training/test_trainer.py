@@ -59,18 +59,19 @@ def _twin_loss(model: MultiTaskModel, schema: Schema, batch: Batch, tables: list
         own = slice(ragged.offsets[row], ragged.offsets[row + 1])
         factors = torch.from_numpy(ragged.weights[own]).to(tags.dtype)
         pooled.append((tags[ragged.values[own]] * factors[:, None]).sum(dim=0))
-    vectors = torch.stack(pooled)[:, None], items[torch.from_numpy(block.ids)]
+    vectors = torch.stack(pooled), items[torch.from_numpy(block.ids)].flatten(0, 1)
     rows = RowTensors(batch, CPU)
     everything = torch.arange(batch.num_rows)
     predicted = model.from_embedded(Embedded(vectors, ()), rows.take(everything))
     outputs = model.outputs
     losses_T = task_losses(
-        predicted.logits_BZ,
+        predicted.headed,
         rows.targets(everything),
         schema.tasks,
         outputs.mean_T,
         outputs.std_T,
-    )
+        model.heads,
+    ).means_T
     return sum(task.weight * losses_T[k] for k, task in enumerate(schema.tasks))
 
 
@@ -164,10 +165,10 @@ def test_the_history_has_a_column_for_every_loss_and_metric(
         *("valid.rating.rmse", "valid.rating.mae"),
         *("valid.genre.log_loss", "valid.genre.accuracy"),
     ]
-    alone = _trainer(make_model(), schema).fit(batch).history
+    alone = _trainer(make_model(), schema, observe_every=0).fit(batch).history
     assert alone.columns == ["epoch", *train, "train_seconds", "seconds"]
     assert alone["epoch"].to_list() == [1, 2, 3]
-    both = _trainer(make_model(), schema).fit(batch, batch).history
+    both = _trainer(make_model(), schema, observe_every=0).fit(batch, batch).history
     assert both.columns == ["epoch", *train, "train_seconds", "valid_loss", *valid, "seconds"]
     assert alone[train].equals(both[train])
     assert (both["seconds"] >= both["train_seconds"]).all()
@@ -200,12 +201,13 @@ def test_losses_of_the_history_are_means_over_observed_rows(
     model.learn_outputs(batch)
     rows, everything = RowTensors(batch, CPU), torch.arange(50)
     losses_T = task_losses(
-        model(rows.take(everything)).logits_BZ,
+        model(rows.take(everything)).headed,
         rows.targets(everything),
         schema.tasks,
         model.outputs.mean_T,
         model.outputs.std_T,
-    )
+        model.heads,
+    ).means_T
     assert [runs[0][name] for name in names] == pytest.approx(losses_T.tolist(), rel=1e-5)
 
 
@@ -357,7 +359,7 @@ def test_a_task_of_weight_zero_trains_nothing_of_its_own_and_nothing_shared(
     name, batch = schema.tasks[number].name, make_batch(100)
     assert batch.labels is not None
     muted = _weighted(schema, name, 0.0)
-    own = (f"heads.towers.{number}.", f"heads.outputs.{number}.", f"sharing.gates.{number}.")
+    own = (f"heads.towers.{number}.", f"sharing.gates.{number}.")
     before = _weights(make_model())
     runs = []
     for turned in (False, True):
@@ -385,7 +387,7 @@ def test_twice_the_weight_is_twice_the_gradient(
         _trainer(model, _weighted(schema, "genre", weight), max_epochs=1, optimizer=SGD(0.1)).fit(
             batch
         )
-        name = "heads.outputs.2.weight"
+        name = "heads.towers.2.output.weight"
         moves.append(model.get_parameter(name) - start.get_parameter(name))
     torch.testing.assert_close(moves[1], 2 * moves[0], rtol=0, atol=1e-12)
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from recsys_mtl.network import Heads, Towers, logit_slices
+from recsys_mtl.network.heads import Heads, Towers, logit_slices
 from recsys_mtl.schema import Binary, Multiclass, Regression
 
 TASKS = (
@@ -20,20 +20,20 @@ def test_logits_lie_side_by_side_one_per_class_for_a_multiclass_task() -> None:
 @pytest.mark.parametrize("dims", [(), (6,), (6, 2)])
 def test_logits_have_one_column_per_output(dims: tuple[int, ...], num_rows: int) -> None:
     heads = Towers(dims).build(4, TASKS)
-    assert heads(tuple(torch.randn(3, num_rows, 4))).shape == (num_rows, 5)
+    assert heads(tuple(torch.randn(3, num_rows, 4))).logits_BZ.shape == (num_rows, 5)
 
 
 @pytest.mark.parametrize("dims", [(), (16, 8)])
 def test_each_tower_reads_its_own_task_only(dims: tuple[int, ...]) -> None:
     heads = Towers(dims).build(4, TASKS).double()
     tasks = tuple(torch.randn(3, 5, 4).double())
-    before = heads(tasks)
+    before = heads(tasks).logits_BZ
     for number, part in enumerate(logit_slices(TASKS)):
         moved = list(tasks)
         moved[number] = torch.randn(5, 4).double()
         same = torch.ones(5, dtype=torch.bool)
         same[part] = False
-        after = heads(tuple(moved))
+        after = heads(tuple(moved)).logits_BZ
         assert torch.equal(after[:, same], before[:, same])
         assert (after[:, part] != before[:, part]).any(dim=0).all()
 
@@ -42,7 +42,9 @@ def test_towers_start_at_the_given_logits() -> None:
     heads = Towers((6,)).build(4, TASKS)
     bias_Z = torch.tensor([-2.0, 0.5, 0.25, -1.0, 3.0])
     heads.set_bias(bias_Z)
-    logits_BZ = heads(tuple(torch.zeros(3, 2, 4)))  # zeros in: nothing but the bias comes out
+    logits_BZ = heads(
+        tuple(torch.zeros(3, 2, 4))
+    ).logits_BZ  # zeros in: nothing but the bias comes out
     torch.testing.assert_close(logits_BZ, bias_Z.expand(2, 5), rtol=0, atol=0)
 
 

@@ -10,16 +10,17 @@ from torch import Tensor, nn
 
 from recsys_mtl.errors import SchemaError
 from recsys_mtl.network import MMoE, SharedBottom
-from recsys_mtl.network.sharing import SharingModule
+from recsys_mtl.network.sharing import Columns, SharingModule
 
 WIDTH, TASKS = 5, 3
+NAMES = ("a", "b", "c")
 EXACT = {"rtol": 0, "atol": 1e-12}
 
 
 def _mmoe(num_experts: int, *, seed: int = 0, **options: object) -> SharingModule:
     torch.manual_seed(seed)
     spec = MMoE(num_experts, expert_dims=(7, 4), **options)  # type: ignore[arg-type]
-    return spec.build(WIDTH, TASKS).double()
+    return spec.build(WIDTH, NAMES, Columns()).double()
 
 
 def _views(num_rows: int = 11, *, seed: int = 1) -> Tensor:
@@ -51,7 +52,7 @@ def _squares(module: SharingModule, x_BVI: Tensor) -> Tensor:
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e3])
 def test_one_expert_is_a_shared_bottom_for_any_gate(scale: float) -> None:
     mmoe, x_BVI = _mmoe(1), _views()
-    bottom = SharedBottom(dims=(7, 4)).build(WIDTH, TASKS).double()
+    bottom = SharedBottom(dims=(7, 4)).build(WIDTH, NAMES, Columns()).double()
     bottom.bottom.load_state_dict(mmoe.experts[0].state_dict())
     for gate in mmoe.gates:
         nn.init.normal_(gate.weight, std=scale)
@@ -163,3 +164,22 @@ def test_dropout_acts_in_training_only() -> None:
 def test_experts_without_layers_are_refused() -> None:
     with pytest.raises(SchemaError, match="expert_dims"):
         MMoE(expert_dims=())
+
+
+def test_the_experts_returned_are_those_the_gates_mix() -> None:
+    found = _mmoe(3)(_views())
+    assert len(found.experts) == 1
+    for task_BH, gate_BE in zip(found.tasks, found.gates[0], strict=True):
+        mixed_BH = sum(gate_BE[:, i : i + 1] * e for i, e in enumerate(found.experts[0]))
+        torch.testing.assert_close(task_BH, mixed_BH, **EXACT)
+
+
+def test_normalised_experts_have_one_scale_before_swish() -> None:
+    mmoe = _mmoe(4, normalize_experts=True)
+    for expert, scale in zip(mmoe.experts, (0.1, 1.0, 10.0, 100.0), strict=True):
+        nn.init.normal_(expert[2].weight, std=scale)
+        *before, norm, swish = expert
+        assert (type(norm), type(swish)) == (nn.LayerNorm, nn.SiLU)
+        normal_BH = norm(nn.Sequential(*before)(_views(500)[:, 0])).detach()
+        torch.testing.assert_close(normal_BH.mean(dim=1), torch.zeros(500).double())
+        assert 0.9 < normal_BH.var(dim=1, correction=0).median() <= 1

@@ -7,16 +7,17 @@ from torch import Tensor, nn
 
 from recsys_mtl.errors import SchemaError
 from recsys_mtl.network import PLE, MMoE
-from recsys_mtl.network.sharing import SharingModule
+from recsys_mtl.network.sharing import CGC, Columns, SharingModule
 
 WIDTH, TASKS = 5, 3
+NAMES = ("a", "b", "c")
 PAIRS = [(k, j) for k in range(TASKS) for j in range(TASKS) if j != k]
 
 
 def _ple(num_levels: int, *, shared: int, own: int, seed: int = 0) -> SharingModule:
     torch.manual_seed(seed)
     spec = PLE(num_levels, num_shared_experts=shared, num_task_experts=own, expert_dims=(7, 4))
-    return spec.build(WIDTH, TASKS).double()
+    return spec.build(WIDTH, NAMES, Columns()).double()
 
 
 def _views(num_rows: int = 11) -> Tensor:
@@ -39,14 +40,15 @@ def _size(gradients: dict[str, Tensor | None], prefix: str) -> float:
 
 def test_one_level_without_task_experts_is_mmoe() -> None:
     ple, x_BVI = _ple(1, shared=4, own=0), _views()
-    mmoe = MMoE(4, expert_dims=(7, 4)).build(WIDTH, TASKS).double()
+    mmoe = MMoE(4, expert_dims=(7, 4)).build(WIDTH, NAMES, Columns()).double()
     level = ple.levels[0]
     mmoe.experts.load_state_dict(level.shared_experts.state_dict())
     mmoe.gates.load_state_dict(level.task_gates.state_dict())
     one, other = ple(x_BVI), mmoe(x_BVI)
     for task_BH, expected_BH in zip(one.tasks, other.tasks, strict=True):
         torch.testing.assert_close(task_BH, expected_BH, rtol=0, atol=1e-12)
-    assert all(map(torch.equal, one.gates[0], other.gates[0]))
+    for gate_BE, expected_BE in zip(one.gates[0], other.gates[0], strict=True):
+        torch.testing.assert_close(gate_BE, expected_BE, rtol=0, atol=1e-12)
     for module in (ple, mmoe):
         module.zero_grad()
         sum(k * t.square().sum() for k, t in enumerate(module(x_BVI).tasks)).backward()
@@ -76,7 +78,7 @@ def test_without_shared_experts_a_task_equals_the_net_of_that_task_alone() -> No
     ple, x_BVI = _ple(2, shared=0, own=2), _views()
     spec = PLE(2, num_shared_experts=0, num_task_experts=2, expert_dims=(7, 4))
     for task in range(TASKS):
-        alone = spec.build(WIDTH, 1).double()
+        alone = spec.build(WIDTH, NAMES[:1], Columns()).double()
         for mine, whole in zip(alone.levels, ple.levels, strict=True):
             mine.task_experts[0].load_state_dict(whole.task_experts[task].state_dict())
             mine.task_gates[0].load_state_dict(whole.task_gates[task].state_dict())
@@ -117,7 +119,7 @@ def test_two_levels_are_the_formula_worked_by_hand() -> None:
     """Two tasks, one expert each, one shared: the shared gate runs over all three experts."""
     torch.manual_seed(0)
     spec = PLE(2, num_shared_experts=1, num_task_experts=1, expert_dims=(4,))
-    ple, x_BVI = spec.build(WIDTH, 2).double(), _views()
+    ple, x_BVI = spec.build(WIDTH, NAMES[:2], Columns()).double(), _views()
     inputs = [x_BVI[:, 0].numpy()] * 2
     shared = x_BVI[:, 0].numpy()
     for level in ple.levels:
@@ -148,3 +150,27 @@ def test_experts_must_be_somewhere_and_have_layers() -> None:
         PLE(num_shared_experts=0, num_task_experts=0)
     with pytest.raises(SchemaError, match="expert_dims"):
         PLE(expert_dims=())
+
+
+def test_cgc_is_ple_with_one_level() -> None:
+    torch.manual_seed(3)
+    cgc = CGC(2, 1, expert_dims=(7, 4)).build(WIDTH, NAMES, Columns()).double()
+    torch.manual_seed(3)
+    ple = PLE(1, num_shared_experts=2, num_task_experts=1, expert_dims=(7, 4))
+    levels = ple.build(WIDTH, NAMES, Columns()).double()
+    assert all(map(torch.equal, cgc(_views()).tasks, levels(_views()).tasks))
+    assert len(cgc(_views()).gates) == 1
+    with pytest.raises(SchemaError, match="must not both be 0"):
+        CGC(0, 0)
+
+
+def test_every_level_returns_the_outputs_that_its_gates_mix() -> None:
+    ple = _ple(2, shared=1, own=2)
+    found = ple(_views())
+    for number, (gates, experts) in enumerate(zip(found.gates, found.experts, strict=True)):
+        assert len(experts) == 2 * TASKS + 1
+        if number == 1:
+            for task in range(TASKS):
+                seen = [*experts[2 * task : 2 * task + 2], experts[-1]]
+                mixed = sum(gates[task][:, i : i + 1] * e for i, e in enumerate(seen))
+                torch.testing.assert_close(found.tasks[task], mixed, rtol=0, atol=1e-12)

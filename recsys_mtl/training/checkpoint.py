@@ -1,0 +1,174 @@
+"""Checkpoints: a run that was cut off goes on where it was, bit for bit.
+
+One safetensors file with a JSON header holds all. It is written aside, synced and renamed: whenever
+the process dies, the file is the last whole one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from recsys_mtl.encoding import Batch
+from recsys_mtl.errors import ModelDirError
+from recsys_mtl.spec import Spec, spec
+
+_log = logging.getLogger(__name__)
+
+CHECKPOINT_VERSION = 1
+_HEADER = "recsys_mtl checkpoint"
+_SUFFIX = ".checkpoint"
+
+
+@spec
+class Checkpoints(Spec):
+    """Where a training run keeps its state, and how often.
+
+    The state of a run that has ended stays, too: the same call then gives the same model at once. Call
+    `clear` when the model is saved.
+
+    Parameters
+    ----------
+    folder
+        A folder of its own for the run; it is made.
+    every_minutes
+        Minutes between two checkpoints, above 0.
+    every_steps
+        Steps between two checkpoints, if that is shorter; by default minutes alone count.
+    """
+
+    folder: str
+    _: KW_ONLY
+    every_minutes: Annotated[float, Field(gt=0)] = 10.0
+    every_steps: Annotated[int, Field(ge=1)] | None = None
+
+    def clear(self) -> None:
+        """Delete the checkpoints and, if nothing else is in it, the folder."""
+        folder = Path(self.folder)
+        for file in folder.glob(f"*{_SUFFIX}"):
+            file.unlink()
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a run: JSON values and tensors."""
+
+    values: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+class CheckpointFile:
+    """The checkpoint of one run.
+
+    Parameters
+    ----------
+    settings
+        Where and how often.
+    name
+        Of the file in the folder.
+    identity
+        What the run consists of, in words and numbers. A checkpoint of another run is refused.
+    """
+
+    def __init__(self, settings: Checkpoints, name: str, identity: Mapping[str, Any]) -> None:
+        self.path = Path(settings.folder) / f"{name}{_SUFFIX}"
+        self.settings = settings
+        self.identity = dict(identity)
+        self._steps, self._saved_at = 0, time.monotonic()
+
+    def load(self, device: torch.device) -> Snapshot | None:
+        """Return the last state, its tensors on the device; None if there is none.
+
+        Raises
+        ------
+        ModelDirError
+            If the file is damaged, or belongs to another run.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            with safe_open(self.path, framework="pt", device=str(device)) as file:
+                header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ModelDirError(f"{self.path} must be a checkpoint. Found: {error}.") from error
+        if header.get("version") != CHECKPOINT_VERSION:
+            raise ModelDirError(
+                f"{self.path} must be a checkpoint of version {CHECKPOINT_VERSION}. Found"
+                f" {header.get('version')}."
+            )
+        known = header["identity"]
+        changed = [name for name in self.identity if known.get(name) != self.identity[name]]
+        if changed:
+            raise ModelDirError(
+                f"{self.path} is the checkpoint of another run: {', '.join(changed)} differ. Give"
+                " the run its own tables and settings again, or another folder."
+            )
+        _log.info("going on from %s", self.path)
+        return Snapshot(header["values"], tensors)
+
+    def is_due(self) -> bool:
+        """Tell whether the step just taken, which is counted, is to be followed by a checkpoint."""
+        self._steps += 1
+        if self.settings.every_steps is not None and self._steps >= self.settings.every_steps:
+            return True
+        return time.monotonic() - self._saved_at >= 60 * self.settings.every_minutes
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Write a state in place of the last one."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        header = {
+            "version": CHECKPOINT_VERSION,
+            "identity": self.identity,
+            "values": snapshot.values,
+        }
+        aside = self.path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            tensors = {name: value.contiguous() for name, value in snapshot.tensors.items()}
+            save_file(tensors, aside, metadata={_HEADER: json.dumps(header)})
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
+            aside.replace(self.path)
+        finally:
+            aside.unlink(missing_ok=True)
+        self._steps, self._saved_at = 0, time.monotonic()
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with the prefix, by the rest of their names."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def checksum(batch: Batch) -> int:
+    """Return a number that tells two sets of encoded rows apart."""
+    arrays: list[npt.NDArray[Any] | None] = [batch.labels, batch.states, batch.weights]
+    for part in batch.parts:
+        arrays += [part.rows, part.block.ids, part.block.dense]
+        for one in part.block.lists:
+            arrays += [one.values, one.offsets, one.weights]
+    total = batch.num_rows
+    for array in arrays:
+        if array is not None:
+            total = zlib.crc32(np.ascontiguousarray(array).data, total)
+    return total

@@ -1,0 +1,133 @@
+"""Killed in the middle, and called again: estimator and command line."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from recsys_mtl import Checkpoints, MultiTaskRanker, load
+from recsys_mtl.errors import ModelDirError
+from recsys_mtl.training import CheckpointFile
+
+CONFIG = """
+[tables]
+interactions = "interactions.parquet"
+users = "users.parquet"
+items = "items.parquet"
+train = "split = 'train'"
+valid = "split = 'valid'"
+[schema]
+context = [{ kind = "categorical", name = "hour" }]
+tasks = [
+    { kind = "binary", name = "ctr", label = "label_ctr" },
+    { kind = "regression", name = "rating", label = "label_rating" },
+]
+user = { key = "user_id", features = [{ kind = "categorical", name = "user_id" }] }
+item = { key = "item_id", features = [{ kind = "categorical", name = "item_id" }] }
+[model]
+sharing = { kind = "mmoe", num_experts = 3, expert_dims = [32], dropout = 0.2 }
+[training]
+batch_size = 16
+max_epochs = 3
+patience = 3
+[run]
+random_state = 3
+device = "cpu"
+refit = true
+"""
+
+
+class DiedError(Exception):
+    """Stands for the end of a process."""
+
+
+@pytest.mark.parametrize("cut_after", [3, 60])
+def test_a_fit_that_died_in_its_first_run_or_its_refit_ends_as_if_it_had_not(
+    cut_after: int, make, log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, valid = log.flat(log.part("train")), log.flat(log.part("valid"))
+    train, other = table.head(4000), table.head(3999)
+    settings = {"max_epochs": 3, "batch_size": 256}
+    whole = make(**settings).fit(train, valid=valid, refit=True)
+    kept = Checkpoints(str(tmp_path / "run"), every_steps=4)
+    save, left = CheckpointFile.save, iter(range(cut_after // 4))
+
+    def dying(file: CheckpointFile, snapshot: object) -> None:
+        save(file, snapshot)  # type: ignore[arg-type]
+        if next(left, None) is None:
+            raise DiedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointFile, "save", dying)
+        with pytest.raises(DiedError):
+            make(**settings).fit(train, valid=valid, refit=True, checkpoints=kept)
+    again = make(**settings).fit(train, valid=valid, refit=True, checkpoints=kept)
+    test = log.flat(log.part("test"))
+    assert again.predict(test).equals(whole.predict(test))
+    assert again.valid_report_ == whole.valid_report_
+    with pytest.raises(ModelDirError, match="another run: training rows differ"):
+        make(**settings).fit(other, valid=valid, refit=True, checkpoints=kept)
+    kept.clear()
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_without_a_seed_are_refused(make, log, tmp_path: Path) -> None:
+    ranker: MultiTaskRanker = make(random_state=None)
+    with pytest.raises(ValueError, match="integer random_state"):
+        ranker.fit(log.rows(log.part("train")), checkpoints=Checkpoints(str(tmp_path)))
+
+
+@pytest.mark.slow
+def test_a_command_killed_at_any_moment_goes_on_to_the_same_model(
+    folder: Path, log, tmp_path: Path
+) -> None:
+    """SIGKILL at ten random moments, writes of checkpoints among them."""
+    for name in ("interactions", "users", "items"):
+        (tmp_path / f"{name}.parquet").symlink_to(folder / f"{name}.parquet")
+    (tmp_path / "config.toml").write_text(CONFIG)
+
+    def command(model: str, *more: str) -> list[str]:
+        train = ["train", str(tmp_path / "config.toml"), "--model", str(tmp_path / model)]
+        return [sys.executable, "-m", "recsys_mtl.cli", *train, *more]
+
+    subprocess.run(command("whole"), check=True, capture_output=True, env=_environment())
+    kept = tmp_path / "run"
+    resumed = command("again", "--checkpoints", str(kept), "--checkpoint-minutes", "1e-4")
+    chance, kills = random.Random(0), 0
+    while kills < 10:
+        process = subprocess.Popen(
+            resumed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_environment()
+        )
+        before = _newest(kept)
+        while process.poll() is None and _newest(kept) == before:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.5))
+        if process.poll() is not None:
+            break  # it was done before the blow
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert kills >= 3
+    subprocess.run(resumed, check=True, capture_output=True, env=_environment())
+    one, other = load(tmp_path / "whole", device="cpu"), load(tmp_path / "again", device="cpu")
+    test = log.rows(log.part("test"))
+    assert one.predict(test).equals(other.predict(test))
+    clocks = ["seconds", "train_seconds"]
+    assert one.history_.drop(clocks).equals(other.history_.drop(clocks))
+    assert not kept.exists()
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def _newest(folder: Path) -> float:
+    files = folder.glob("*.checkpoint") if folder.exists() else []
+    return max((file.stat().st_mtime for file in files), default=0.0)
