@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recsys_mtl.estimator import MultiTaskRanker, load
+    from recsys_mtl.fitting import DiskCache
     from recsys_mtl.metrics import Report
     from recsys_mtl.network import (
         AITM,
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
         FairGrad,
         Fixed,
         GradNorm,
+        LazyAdam,
         PCGrad,
         RandomWeights,
         RowWiseAdagrad,
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
     )
 
 _ROOMS = {
+    "fitting": ("DiskCache",),
     "estimator": ("MultiTaskRanker", "load"),
     "metrics": ("Report",),
     "network": (
@@ -128,6 +131,7 @@ _ROOMS = {
         "SGD",
         "Adam",
         "AdamW",
+        "LazyAdam",
         "RowWiseAdagrad",
         "Checkpoints",
         "Schedule",
@@ -179,6 +183,7 @@ __all__ = [  # the names are strings
     "CrossNetwork",
     "CrossStitch",
     "DilatedCNN",
+    "DiskCache",
     "DualProj",
     "Extractor",
     "FairGrad",
@@ -188,6 +193,7 @@ __all__ = [  # the names are strings
     "History",
     "HoME",
     "ImageCNN",
+    "LazyAdam",
     "MLPExtractor",
     "MMoE",
     "Mean",

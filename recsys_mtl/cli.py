@@ -50,6 +50,7 @@ def _plain_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 
 @app.callback()
+@_plain_errors
 def prepare(
     modules: Annotated[
         list[str] | None,
@@ -73,6 +74,9 @@ def train(
         typer.Option(help="Folder for the run's state; the same command goes on after a break."),
     ] = None,
     checkpoint_minutes: Annotated[float, typer.Option(help="Minutes between two of them.")] = 10.0,
+    warm_start: Annotated[
+        Path | None, typer.Option(help="Model folder to go on from: its weights and optimizers.")
+    ] = None,
 ) -> None:
     """Train a model as CONFIG says and save it."""
     from recsys_mtl.config import check_labels, read_config
@@ -88,7 +92,18 @@ def train(
     kept = None
     if checkpoints is not None:
         kept = Checkpoints(str(checkpoints), every_minutes=checkpoint_minutes)
-    ranker.fit(rows["train"], valid=rows.get("valid"), refit=settings.run.refit, checkpoints=kept)
+    ranker.fit(
+        rows["train"],
+        valid=rows.get("valid"),
+        refit=settings.run.refit,
+        checkpoints=kept,
+        cache=settings.run.cache,
+        warm_start=warm_start,
+    )
+    for note in ranker.warm_start_notes_:
+        typer.echo(f"warm start: {note}")
+    if not hasattr(ranker, "scorer_"):
+        return  # one of several processes, of which the first has the model
     ranker.save(model)
     if kept is not None:
         kept.clear()

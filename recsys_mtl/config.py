@@ -14,8 +14,9 @@ import polars as pl
 from recsys_mtl.encoding.labels import read_labels
 from recsys_mtl.errors import EncodingError, SchemaError
 from recsys_mtl.estimator import MultiTaskRanker
+from recsys_mtl.fitting import DiskCache
 from recsys_mtl.reading import Rows, scan
-from recsys_mtl.schema import Schema
+from recsys_mtl.schema import Binary, Schema
 from recsys_mtl.settings import ModelConfig, Settings, check_settings, find_device
 from recsys_mtl.spec import Spec, spec
 from recsys_mtl.tables import lazy_frame
@@ -59,12 +60,16 @@ class RunConfig(Spec):
         Seed.
     device
         As in `MultiTaskRanker`.
+    cache
+        Where encoded rows are kept on disk, for tables larger than memory. A relative folder starts at
+        that of the config.
     """
 
     _: KW_ONLY
     refit: bool = False
     random_state: int | None = None
     device: str = "auto"
+    cache: DiskCache | None = None
 
 
 @spec
@@ -134,6 +139,9 @@ def read_config(path: str | Path) -> Config:
             for key in _TABLES
             if key in data["tables"]
         }
+    run = data.get("run")
+    if isinstance(run, dict) and isinstance(run.get("cache"), dict) and "folder" in run["cache"]:
+        run["cache"]["folder"] = _located(run["cache"]["folder"], file.parent, "run.cache.folder")
     try:
         config = Config.from_dict(data)
     except SchemaError as error:
@@ -169,12 +177,14 @@ def check_labels(rows: Rows, schema: Schema, *, path: str) -> None:
     EncodingError
         If there are no rows, or a label is outside its task's domain.
     """
-    labels = rows.frame(schema.label_columns)
-    if labels.is_empty():
+    found = 0
+    for labels in rows.frames(schema.label_columns, chunk_rows=1 << 20):
+        found += labels.height
+        read_labels(labels, schema.tasks)
+    if found == 0:
         raise EncodingError(
             f"{path} must select rows. Found none: an empty table, or a condition never true."
         )
-    read_labels(labels, schema.tasks)
 
 
 def _check_run(config: Config) -> None:
@@ -204,8 +214,12 @@ def _check_settings(config: Config) -> None:
     try:
         check_settings(config.schema, Settings(**chosen))
     except SchemaError as error:
-        training = str(error).startswith(("tower_optimizers", "balance"))
-        raise SchemaError(f"{'training' if training else 'model'}.{error}") from None
+        key = "model.heads: "
+        if str(error).startswith(("tower_optimizers", "balance", "accumulate")):
+            key = "training."
+        elif str(error).startswith(("sequences", "extractors")):
+            key = "model."
+        raise SchemaError(f"{key}{error}") from None
 
 
 def _check_tables(config: Config) -> None:
@@ -248,6 +262,8 @@ def _reads(schema: Schema, tables: Container[str]) -> Iterator[tuple[str, str, S
         yield f"schema.tasks[{number}].label", "interactions", [task.label]
         if task.sample_weight is not None:
             yield f"schema.tasks[{number}].sample_weight", "interactions", [task.sample_weight]
+        if isinstance(task, Binary) and task.group is not None:
+            yield f"schema.tasks[{number}].group", "interactions", [task.group]
 
 
 def _located(value: Any, folder: Path, key: str) -> Any:

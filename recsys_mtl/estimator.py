@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from numbers import Integral
@@ -10,15 +9,16 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 
-from recsys_mtl.encoding import OBSERVED, Batch, Encoder, absent_notes, warm
-from recsys_mtl.errors import EncodingError, ModelDirError, NotFittedError, SchemaError
+from recsys_mtl.encoding import Batch, warm
+from recsys_mtl.errors import EncodingError, NotFittedError, SchemaError
+from recsys_mtl.fitting import DiskCache, Fit, Fitted
 from recsys_mtl.metrics import Report
 from recsys_mtl.model_dir import (
     ModelDir,
+    Training,
     history_from,
     metrics_to_json,
     read_model_dir,
@@ -30,7 +30,6 @@ from recsys_mtl.network import (
     Heads,
     Interaction,
     MMoE,
-    MultiTaskModel,
     NoInteraction,
     RowTensors,
     SequenceEncoder,
@@ -40,7 +39,7 @@ from recsys_mtl.network import (
 from recsys_mtl.reading import scan
 from recsys_mtl.schema import Schema
 from recsys_mtl.serving import Scorer
-from recsys_mtl.settings import Fit, Settings, build_network, check_settings, find_device
+from recsys_mtl.settings import Settings, check_settings, find_device, rebuild
 from recsys_mtl.training import (
     Adam,
     Balance,
@@ -51,14 +50,11 @@ from recsys_mtl.training import (
     Schedule,
     TowerOptimizer,
     Trained,
-    Trainer,
     evaluate_rows,
     headline_score,
     monitor_parts,
-    seeded,
 )
-
-_log = logging.getLogger(__name__)
+from recsys_mtl.warm import WarmStart
 
 _MMOE, _TOWERS, _PLAIN = MMoE(), Towers(), NoInteraction()
 _ADAM, _ADAGRAD, _FIXED, _STEADY = Adam(), RowWiseAdagrad(), Fixed(), Schedule()
@@ -86,8 +82,8 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
         How features meet before sharing: `NoInteraction`, `CrossNetwork`, `FM`.
     extractors
         Networks that replace `Vector` features: `ImageCNN`, `MLPExtractor`, or a subclass of `Extractor`.
-    batch_size, max_epochs, optimizer, tower_optimizers, table_optimizer, balance, schedule, clip_norm, \
-average, precision, monitor, patience, reset_tables, observe_every
+    batch_size, accumulate, max_epochs, optimizer, tower_optimizers, table_optimizer, balance, schedule, \
+clip_norm, average, precision, compile, monitor, patience, reset_tables, observe_every
         As in `recsys_mtl.training.TrainConfig`.
     device
         ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ...; ``"auto"`` takes a GPU where there is one.
@@ -110,6 +106,8 @@ average, precision, monitor, patience, reset_tables, observe_every
         Validation metrics of that epoch.
     settings_ : Settings
         What the model was fitted with, whatever parameters were set since.
+    warm_start_notes_ : list of str
+        What a warm start, or `partial_fit`, found changed: features, tasks, tables that grew.
 
     Examples
     --------
@@ -133,6 +131,7 @@ average, precision, monitor, patience, reset_tables, observe_every
         interaction: Interaction = _PLAIN,
         extractors: Sequence[Extractor] = (),
         batch_size: int = 2048,
+        accumulate: int = 1,
         max_epochs: int = 10,
         optimizer: Optimizer = _ADAM,
         tower_optimizers: Sequence[TowerOptimizer] = (),
@@ -142,6 +141,7 @@ average, precision, monitor, patience, reset_tables, observe_every
         clip_norm: float | None = None,
         average: float | None = None,
         precision: str = "float32",
+        compile: bool = False,  # torch's word for it
         monitor: str = "loss",
         patience: int = 2,
         reset_tables: bool = False,
@@ -158,6 +158,7 @@ average, precision, monitor, patience, reset_tables, observe_every
         self.interaction = interaction
         self.extractors = extractors
         self.batch_size = batch_size
+        self.accumulate = accumulate
         self.max_epochs = max_epochs
         self.optimizer = optimizer
         self.tower_optimizers = tower_optimizers
@@ -167,6 +168,7 @@ average, precision, monitor, patience, reset_tables, observe_every
         self.clip_norm = clip_norm
         self.average = average
         self.precision = precision
+        self.compile = compile
         self.monitor = monitor
         self.patience = patience
         self.reset_tables = reset_tables
@@ -183,6 +185,8 @@ average, precision, monitor, patience, reset_tables, observe_every
         valid: Any = None,
         refit: bool = False,
         checkpoints: Checkpoints | None = None,
+        cache: DiskCache | None = None,
+        warm_start: MultiTaskRanker | str | Path | None = None,
     ) -> Self:
         """Train on rows whose labels are columns of the table.
 
@@ -200,6 +204,11 @@ average, precision, monitor, patience, reset_tables, observe_every
         checkpoints
             Where to keep the state of the run. Called again with the same tables and settings after a
             break, `fit` goes on from there, and the model is the same, bit for bit on one machine.
+        cache
+            Where to keep encoded rows, for tables (parquet files) that do not fit into memory.
+        warm_start
+            A fitted ranker, or a model folder, to go on from: with its weights and the state of its
+            optimizers. Tables grow by new ids; features and tasks may be added or removed.
 
         Raises
         ------
@@ -208,11 +217,7 @@ average, precision, monitor, patience, reset_tables, observe_every
         ModelDirError
             If a checkpoint is damaged or that of another run.
         """
-        if y is not None:
-            raise TypeError(
-                "y must be None: labels are columns of the table. Validation rows go by name:"
-                " fit(train, valid=valid)."
-            )
+        _refuse_labels(y)
         settings = self._settings()
         if valid is None and settings.monitor != "loss":
             raise ValueError(f"monitor={settings.monitor!r} needs valid rows. Found none.")
@@ -222,23 +227,45 @@ average, precision, monitor, patience, reset_tables, observe_every
             raise ValueError(
                 "checkpoints need an integer random_state: a run of another seed is another."
             )
-        check_settings(self.schema, settings)
-        device = find_device(self.device)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        chosen = self._chosen(settings, None if warm_start is None else _start(warm_start))
+        chosen = replace(chosen, checkpoints=checkpoints, cache=cache)
         train_rows = scan(rows)
         valid_rows = None if valid is None else scan(valid)
         both = train_rows.concat(valid_rows) if refit and valid_rows is not None else None
-        chosen = Fit(settings, device, seed, checkpoints, "fit")
-        encoder, model, trained = self._train(chosen, train_rows, valid_rows)
+        fitted = chosen.run(self.schema, train_rows, valid_rows)
+        trained = fitted.trained
         if both is not None:
             again = replace(settings, max_epochs=trained.best_epoch)
-            chosen = Fit(again, device, seed, checkpoints, "refit")
-            encoder, model, _ = self._train(chosen, both, None)
-        self.scorer_ = Scorer(self.schema, encoder, model)
-        self.settings_ = settings
-        self.history_, self.best_epoch_ = trained.history, trained.best_epoch
-        self.valid_report_ = trained.report
-        return self
+            fitted = replace(chosen, settings=again, name="refit").run(self.schema, both, None)
+        return self._take(settings, fitted, trained)
+
+    def partial_fit(self, rows: Any, y: None = None) -> Self:
+        """Go on training with one pass over new rows, such as those of a day.
+
+        The first call on a ranker that is not fitted trains from the start. Later ones go on with its
+        weights and optimizers as if there had been no break, and give new ids rows of their own. A
+        schedule's warm-up is part of the first call; after it rates are constant. `monitor`,
+        `patience` and `max_epochs` have no meaning here.
+
+        Parameters
+        ----------
+        rows
+            As in `fit`.
+        y
+            Must be None, as in `fit`.
+
+        Raises
+        ------
+        SchemaError, EncodingError
+            As in `fit`; the ranker stays as it was.
+        """
+        _refuse_labels(y)
+        settings = self._settings()
+        start = _start(self, resume=True) if hasattr(self, "scorer_") else None
+        schedule = replace(settings.schedule, decay="none") if start is None else _STEADY
+        once = replace(settings, max_epochs=1, monitor="loss", schedule=schedule)
+        fitted = self._chosen(once, start).run(self.schema, scan(rows), None)
+        return self._take(settings, fitted, fitted.trained)
 
     def predict(self, rows: Any) -> Any:
         """Score rows: the id columns as they came, and one column per task.
@@ -265,23 +292,23 @@ average, precision, monitor, patience, reset_tables, observe_every
         batch, tensors = _labelled(scorer, rows)
         return headline_score(scorer.model, scorer.schema, batch, tensors)
 
-    def save(self, path: str | Path) -> None:
-        """Write the model to a folder: JSON and safetensors, hashed, replaced as a whole."""
+    def save(self, path: str | Path, *, training: bool = True) -> None:
+        """Write the model to a folder: JSON and safetensors, hashed, replaced as a whole.
+
+        Parameters
+        ----------
+        path
+            The folder.
+        training
+            Whether to keep the state of the optimizers in it, for warm starts. Scoring never reads it.
+        """
         scorer = self.scorer
         encoder, arrays = scorer.encoder.state()
-        report = self.valid_report_
-        metrics = metrics_to_json(self.best_epoch_, self.history_, report)
-        write_model_dir(
-            path,
-            ModelDir(
-                schema=scorer.schema.to_dict(),
-                model=self.settings_.to_dict(),
-                encoder=encoder,
-                metrics=metrics,
-                encoder_arrays=arrays,
-                weights=scorer.model.state_dict(),
-            ),
-        )
+        metrics = metrics_to_json(self.best_epoch_, self.history_, self.valid_report_)
+        schema, settings = scorer.schema.to_dict(), self.settings_.to_dict()
+        weights, kept = scorer.model.state_dict(), self.training_ if training else None
+        contents = ModelDir(schema, settings, encoder, metrics, arrays, weights, kept)
+        write_model_dir(path, contents)
 
     @property
     def scorer(self) -> Scorer:
@@ -291,6 +318,22 @@ average, precision, monitor, patience, reset_tables, observe_every
             raise NotFittedError("The ranker must be fitted or loaded first: call fit or load.")
         return fitted
 
+    def _chosen(self, settings: Settings, start: WarmStart | None) -> Fit:
+        """Check the settings and return the run they describe."""
+        check_settings(self.schema, settings)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        return Fit(settings, find_device(self.device), seed, progress=self.progress, start=start)
+
+    def _take(self, settings: Settings, fitted: Fitted, trained: Trained) -> Self:
+        """Become the fitted ranker."""
+        if fitted.model is not None:  # the first of several processes has it
+            self.scorer_ = Scorer(self.schema, fitted.encoder, fitted.model)
+        self.settings_, self.warm_start_notes_ = settings, fitted.notes
+        self.training_: Training | None = fitted.training
+        self.history_, self.best_epoch_ = trained.history, trained.best_epoch
+        self.valid_report_ = trained.report
+        return self
+
     def _settings(self) -> Settings:
         if not isinstance(self.schema, Schema):
             raise SchemaError(f"schema must be a Schema. Found {self.schema!r}.")
@@ -299,27 +342,6 @@ average, precision, monitor, patience, reset_tables, observe_every
         settings = Settings(**given, random_state=int(seed) if isinstance(seed, Integral) else None)
         monitor_parts(settings.monitor, self.schema)
         return settings
-
-    def _train(self, chosen: Fit, rows: Any, valid: Any) -> tuple[Encoder, MultiTaskModel, Trained]:
-        encoder = Encoder(self.schema)
-        batch = encoder.fit_encode(rows)
-        valid_batch = None if valid is None else encoder.encode(valid)
-        if valid_batch is not None and valid_batch.num_rows == 0:
-            raise EncodingError("valid must hold rows. Found an empty table.")
-        _check_observed(batch, self.schema)
-        if valid_batch is not None and not np.any(valid_batch.states == OBSERVED):
-            raise EncodingError("valid must hold rows with observed labels. Found none.")
-        for note in absent_notes(batch.absent):
-            _log.warning("%s", note)
-        with seeded(chosen.seed, chosen.device):
-            model = build_network(encoder, chosen.settings)
-            model.learn_outputs(batch)
-            model.to(chosen.device)
-            trainer = Trainer(
-                model, self.schema, chosen.settings, seed=chosen.seed, progress=self.progress
-            )
-            checkpoint = chosen.checkpoint(self.schema, batch, valid_batch)
-            return encoder, model, trainer.fit(batch, valid_batch, checkpoint=checkpoint)
 
 
 def load(path: str | Path, *, device: str = "auto") -> MultiTaskRanker:
@@ -342,39 +364,32 @@ def load(path: str | Path, *, device: str = "auto") -> MultiTaskRanker:
     where = find_device(device)
     found = read_model_dir(path)
     warm()
-    try:
-        schema = Schema.from_dict(found.schema, path="schema")
-        settings = Settings.from_dict(found.model, path="model")
-        encoder = Encoder.from_state(schema, found.encoder, found.encoder_arrays)
-        with seeded(0, torch.device("cpu")):  # what is drawn here is overwritten
-            model = build_network(encoder, settings)
-        model.load_state_dict(dict(found.weights))
-    except (SchemaError, KeyError, RuntimeError) as error:
-        raise ModelDirError(
-            f"{path} does not fit this version of the package: {error} If a kind is one of your own,"
-            " import the module that defines it first (by command: --import MODULE)."
-        ) from error
+    encoder, settings, model = rebuild(found, path)
+    schema = encoder.schema
     given = {name: getattr(settings, name) for name in _SETTINGS}
     ranker = MultiTaskRanker(schema, device=device, **given)
     ranker.scorer_ = Scorer(schema, encoder, model.to(where))
-    ranker.settings_ = settings
+    ranker.settings_, ranker.training_ = settings, found.training
+    ranker.warm_start_notes_ = []
     ranker.best_epoch_ = int(found.metrics["best_epoch"])
     ranker.history_ = history_from(found.metrics["history"])
     ranker.valid_report_ = report_from(found.metrics)
     return ranker
 
 
-def _check_observed(batch: Batch, schema: Schema) -> None:
-    """Refuse a task that training rows say nothing about, unless its weight is 0."""
-    if batch.states is None or batch.weights is None:
-        raise ValueError("Training needs rows encoded with labels.")
-    known = ((batch.states == OBSERVED) & (batch.weights > 0)).any(axis=0)
-    for task, found in zip(schema.tasks, known, strict=True):
-        if task.weight > 0 and not found:
-            raise EncodingError(
-                f"Task {task.name!r} needs rows to train on where its label {task.label!r} is"
-                " observed. Found none: remove the task or set its weight to 0."
-            )
+def _refuse_labels(y: object) -> None:
+    if y is not None:
+        raise TypeError(
+            "y must be None: labels are columns of the table. Validation rows go by name:"
+            " fit(train, valid=valid)."
+        )
+
+
+def _start(known: MultiTaskRanker | str | Path, *, resume: bool = False) -> WarmStart:
+    """Return what a run goes on from; `resume` if it is one with the run that made it."""
+    ranker = known if isinstance(known, MultiTaskRanker) else load(known, device="cpu")
+    scorer = ranker.scorer
+    return WarmStart(scorer.encoder, scorer.model, ranker.settings_, ranker.training_, resume)
 
 
 def _labelled(scorer: Scorer, rows: Any) -> tuple[Batch, RowTensors]:

@@ -33,6 +33,47 @@ _FORMAT = "recsys_mtl model"
 _MANIFEST = "manifest.json"
 _JSON = ("schema", "model", "encoder", "metrics")
 _FILES = (*(f"{name}.json" for name in _JSON), "encoder.safetensors", "weights.safetensors")
+_TRAINING = "training.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainingTensors:
+    """The state of optimizers, in memory."""
+
+    values: Mapping[str, torch.Tensor]
+
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """Return them."""
+        return self.values
+
+
+@dataclass(frozen=True)
+class TrainingFile:
+    """The state of optimizers in a model folder, which scoring never reads.
+
+    Parameters
+    ----------
+    file
+        Where it is.
+    listed
+        Its size and hash in the manifest that the folder had when it was opened.
+    """
+
+    file: Path
+    listed: Mapping[str, Any]
+
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """Read and check them.
+
+        Raises
+        ------
+        ModelDirError
+            If the file is gone, or not the one that the folder had.
+        """
+        return _tensors(self.file.parent, _read_listed(self.file, {_TRAINING: self.listed}))
+
+
+Training = TrainingTensors | TrainingFile
 
 
 @dataclass(frozen=True)
@@ -47,6 +88,8 @@ class ModelDir:
         Arrays of the encoder.
     weights
         The network's state, on the CPU.
+    training
+        The state of its optimizers, for warm starts; a folder may lack it.
     """
 
     schema: dict[str, Any]
@@ -55,6 +98,7 @@ class ModelDir:
     metrics: dict[str, Any]
     encoder_arrays: Mapping[str, Array]
     weights: Mapping[str, torch.Tensor]
+    training: Training | None = None
 
 
 def write_model_dir(path: str | Path, contents: ModelDir) -> None:
@@ -71,9 +115,9 @@ def write_model_dir(path: str | Path, contents: ModelDir) -> None:
     files["encoder.safetensors"] = save_arrays(
         {name: np.ascontiguousarray(array) for name, array in contents.encoder_arrays.items()}
     )
-    files["weights.safetensors"] = save_tensors(
-        {name: value.detach().cpu().contiguous() for name, value in contents.weights.items()}
-    )
+    files["weights.safetensors"] = _saved(contents.weights)
+    if contents.training is not None:
+        files[_TRAINING] = _saved(contents.training.tensors())
     files[_MANIFEST] = _dump(_manifest(files))
     target.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as undo:
@@ -115,13 +159,15 @@ def read_model_dir(path: str | Path) -> ModelDir:
     ------
     ModelDirError
         If the folder is missing a file, has one that is not listed, was changed since it was written,
-        or has a format this version does not know.
+        or has a format this version does not know. The training state is read, and checked, later.
     """
     folder = Path(path)
     manifest = _read_manifest(folder)
     found = {entry.name for entry in folder.iterdir()}
-    if found != {*_FILES, _MANIFEST}:
-        odd = sorted(found ^ {*_FILES, _MANIFEST})
+    listed = manifest["files"].get(_TRAINING)
+    expected = {*_FILES, _MANIFEST, *([] if listed is None else [_TRAINING])}
+    if found != expected:
+        odd = sorted(found ^ expected)
         raise ModelDirError(
             f"{folder} must hold the files of its manifest. Missing or extra: {odd}."
         )
@@ -129,10 +175,23 @@ def read_model_dir(path: str | Path) -> ModelDir:
     values = {name: json.loads(data[f"{name}.json"]) for name in _JSON}
     try:
         arrays = load_arrays(data["encoder.safetensors"])
-        weights = load_tensors(data["weights.safetensors"])
     except SafetensorError as error:
         raise ModelDirError(f"{folder} holds a damaged safetensors file: {error}.") from error
-    return ModelDir(**values, encoder_arrays=arrays, weights=weights)
+    weights = _tensors(folder, data["weights.safetensors"])
+    training = None if listed is None else TrainingFile(folder.resolve() / _TRAINING, listed)
+    return ModelDir(**values, encoder_arrays=arrays, weights=weights, training=training)
+
+
+def _saved(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    found = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    return bytes(save_tensors(found))
+
+
+def _tensors(folder: Path, data: bytes) -> dict[str, torch.Tensor]:
+    try:
+        return dict(load_tensors(data))
+    except SafetensorError as error:
+        raise ModelDirError(f"{folder} holds a damaged safetensors file: {error}.") from error
 
 
 def _manifest(files: Mapping[str, bytes]) -> dict[str, Any]:
@@ -191,7 +250,7 @@ def _read_listed(file: Path, listed: Mapping[str, Any]) -> bytes:
 def _is_model_dir(path: Path) -> bool:
     """Tell whether the folder is a model and nothing else, so that replacing it loses nothing."""
     try:
-        if {entry.name for entry in path.iterdir()} - {*_FILES, _MANIFEST}:
+        if {entry.name for entry in path.iterdir()} - {*_FILES, _TRAINING, _MANIFEST}:
             return False
         return bool(json.loads((path / _MANIFEST).read_bytes())["format"] == _FORMAT)
     except (OSError, ValueError, KeyError, TypeError):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import AfterValidator, Field
 
-from recsys_mtl.encoding import Batch, Encoder
-from recsys_mtl.errors import SchemaError
+from recsys_mtl.encoding import OBSERVED, Batch, Encoder
+from recsys_mtl.errors import EncodingError, ModelDirError, SchemaError
+from recsys_mtl.model_dir import ModelDir
 from recsys_mtl.network import (
     Extractor,
     Heads,
@@ -19,22 +22,24 @@ from recsys_mtl.network import (
     MultiTaskModel,
     NoInteraction,
     SequenceEncoder,
+    Shard,
     Sharing,
     Towers,
     check_features,
+    idle_links,
 )
 from recsys_mtl.schema import History, Numeric, Schema, Vector
 from recsys_mtl.spec import Spec, spec
 from recsys_mtl.training import (
-    CheckpointFile,
-    Checkpoints,
     TrainConfig,
+    check_accumulation,
     check_losses,
     check_signs,
     check_towers,
-    checksum,
     seeded,
 )
+
+_WHOLE = Shard()
 
 
 @spec
@@ -58,33 +63,6 @@ class Settings(ModelConfig, TrainConfig):
     random_state: int | None = None
 
 
-@dataclass(frozen=True)
-class Fit:
-    """One training run of a fit: its settings, device, seed, and where its state is kept."""
-
-    settings: Settings
-    device: torch.device
-    seed: int
-    checkpoints: Checkpoints | None
-    name: str
-
-    def checkpoint(
-        self, schema: Schema, train: Batch, valid: Batch | None
-    ) -> CheckpointFile | None:
-        """Return the checkpoint of the run on these rows, if one is kept."""
-        if self.checkpoints is None:
-            return None
-        identity = {
-            "schema": schema.fingerprint(),
-            "settings": self.settings.fingerprint(),
-            "seed": self.seed,
-            "device type": self.device.type,
-            "training rows": checksum(train),
-            "validation rows": None if valid is None else checksum(valid),
-        }
-        return CheckpointFile(self.checkpoints, self.name, identity)
-
-
 def check_settings(schema: Schema, settings: Settings) -> None:
     """Check settings against the schema before any row is read.
 
@@ -94,6 +72,11 @@ def check_settings(schema: Schema, settings: Settings) -> None:
         If a part does not fit the features or tasks.
     ImportError
         If a balance needs a package that is not installed.
+
+    Warns
+    -----
+    UserWarning
+        If heads or tasks name links between tasks that change nothing.
     """
     histories = [f.name for f in schema.features if isinstance(f, History)]
     numbers = [f.name for f in schema.features if isinstance(f, Vector)]
@@ -107,11 +90,40 @@ def check_settings(schema: Schema, settings: Settings) -> None:
         heads = settings.heads.build(1, schema.tasks)
     check_losses(schema.tasks, heads)
     check_signs(settings.balance, heads)
+    check_accumulation(settings)
     check_towers([task.name for task in schema.tasks], settings.tower_optimizers)
+    idle = idle_links(settings.heads, schema.tasks)
+    if idle is not None:  # one place for all callers, so that Python shows the text once
+        warnings.warn(idle, UserWarning, stacklevel=1)
 
 
-def build_network(encoder: Encoder, settings: ModelConfig) -> MultiTaskModel:
-    """Make the network for a fitted encoder."""
+def check_rows(schema: Schema, batch: Batch, valid: Batch | None) -> None:
+    """Refuse rows that nothing can be learned from, or chosen by.
+
+    Raises
+    ------
+    EncodingError
+        If a task has no observed label to train on, or no validation label at all is observed.
+    """
+    if valid is not None and valid.num_rows == 0:
+        raise EncodingError("valid must hold rows. Found an empty table.")
+    if batch.states is None or batch.weights is None:
+        raise ValueError("Training needs rows encoded with labels.")
+    known = ((batch.states == OBSERVED) & (batch.weights > 0)).any(axis=0)
+    for task, found in zip(schema.tasks, known, strict=True):
+        if task.weight > 0 and not found:
+            raise EncodingError(
+                f"Task {task.name!r} needs rows to train on where its label {task.label!r} is"
+                " observed. Found none: remove the task or set its weight to 0."
+            )
+    if valid is not None and not np.any(valid.states == OBSERVED):
+        raise EncodingError("valid must hold rows with observed labels. Found none.")
+
+
+def build_network(
+    encoder: Encoder, settings: ModelConfig, *, shard: Shard = _WHOLE
+) -> MultiTaskModel:
+    """Make the network for a fitted encoder, with the rows of its tables that a process holds."""
     return MultiTaskModel(
         encoder.layout,
         encoder.schema.tasks,
@@ -121,7 +133,38 @@ def build_network(encoder: Encoder, settings: ModelConfig) -> MultiTaskModel:
         sequences=settings.sequences,
         interaction=settings.interaction,
         extractors=settings.extractors,
+        shard=shard,
     )
+
+
+def rebuild(found: ModelDir, path: object) -> tuple[Encoder, Settings, MultiTaskModel]:
+    """Make the model that a folder holds, on the CPU.
+
+    Parameters
+    ----------
+    found
+        What the folder holds.
+    path
+        The folder, for errors.
+
+    Raises
+    ------
+    ModelDirError
+        If this version of the package makes another model of it.
+    """
+    try:
+        schema = Schema.from_dict(found.schema, path="schema")
+        settings = Settings.from_dict(found.model, path="model")
+        encoder = Encoder.from_state(schema, found.encoder, found.encoder_arrays)
+        with seeded(0, torch.device("cpu")):  # what is drawn here is overwritten
+            model = build_network(encoder, settings)
+        model.load_state_dict(dict(found.weights))
+    except (SchemaError, KeyError, RuntimeError) as error:
+        raise ModelDirError(
+            f"{path} does not fit this version of the package: {error} If a kind is one of your own,"
+            " import the module that defines it first (by command: --import MODULE)."
+        ) from error
+    return encoder, settings, model
 
 
 def find_device(name: Literal["auto"] | str) -> torch.device:

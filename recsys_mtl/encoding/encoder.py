@@ -11,6 +11,7 @@ import polars as pl
 
 from recsys_mtl.encoding.batch import Batch, Block, FloatArray, IntArray, Part, Ragged
 from recsys_mtl.encoding.columns import read_numbers, read_several, read_source, read_vectors
+from recsys_mtl.encoding.growth import check_growth
 from recsys_mtl.encoding.keys import ABSENT, KeyIndex
 from recsys_mtl.encoding.labels import read_groups, read_labels
 from recsys_mtl.encoding.layout import InputLayout, TableSize
@@ -110,23 +111,39 @@ class Encoder:
         self.schema = schema
         self._learned: Learned | None = None
 
-    def fit(self, rows: Any) -> Self:
-        """Learn bucket maps and number scales from training rows; return self."""
+    def fit(self, rows: Any, *, known: Encoder | None = None) -> Self:
+        """Learn bucket maps and number scales from training rows; return self.
+
+        Parameters
+        ----------
+        rows
+            `Rows`, or any table `scan` takes.
+        known
+            A fitted encoder to go on from: its tables grow by the ids that are new, which leaves all
+            others in their buckets, and its number scales stay.
+
+        Raises
+        ------
+        SchemaError
+            If a known feature or table would silently mean something else.
+        """
         opened = scan(rows)
-        self._learn(opened, opened.frame(self._columns(opened, "none")))
+        self._learn(opened, opened.frame(self._columns(opened, "none")), known)
         return self
 
-    def fit_encode(self, rows: Any) -> Batch:
-        """Learn from training rows and encode them with their labels, reading them once.
+    def fit_encode(self, rows: Any, *, known: Encoder | None = None) -> Batch:
+        """Learn from training rows, as `fit`, and encode them with their labels, reading them once.
 
         Raises
         ------
         EncodingError
             If there are no rows, a column is missing or holds what the schema does not allow.
+        SchemaError
+            As in `fit`.
         """
         opened = scan(rows)
         frame = opened.frame(self._columns(opened, "required"))
-        self._learn(opened, frame)
+        self._learn(opened, frame, known)
         return self._encode(opened, frame, "required", {}).batch()
 
     def encode(self, rows: Any, *, labels: Labels = "required") -> Batch:
@@ -255,12 +272,15 @@ class Encoder:
         group = self.schema.group
         return [*wanted, *self.schema.label_columns, *([] if group is None else [group])]
 
-    def _learn(self, rows: Rows, frame: pl.DataFrame) -> None:
+    def _learn(self, rows: Rows, frame: pl.DataFrame, known: Encoder | None) -> None:
         if frame.is_empty():
             raise EncodingError(
                 "The interactions must hold rows to train on. Found an empty table."
             )
-        self._learned = learn(self.schema, self._samples(rows, frame))
+        before = None if known is None else known.learned
+        if known is not None:
+            check_growth(self.schema, known.schema, known.learned)
+        self._learned = learn(self.schema, self._samples(rows, frame), before)
 
     def _samples(
         self, rows: Rows, frame: pl.DataFrame

@@ -21,6 +21,7 @@ from recsys_mtl.encoding.batch import Batch, Block, Part, Ragged
 from recsys_mtl.encoding.encoder import Chunk
 from recsys_mtl.encoding.hashing import HASH_VERSION
 from recsys_mtl.encoding.learning import Array
+from recsys_mtl.encoding.mapped import FileMap
 from recsys_mtl.errors import EncodingError
 
 ENTRY_VERSION = 2
@@ -198,7 +199,7 @@ def _map(file: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
         _check_size(file, os.fstat(stream.fileno()).st_size, size)
         if size == 0:
             return np.empty(shape, dtype)
-        held = mmap.mmap(
+        held = FileMap(
             stream.fileno(),
             size,
             flags=mmap.MAP_PRIVATE | _NO_RESERVE,

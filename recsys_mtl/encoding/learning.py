@@ -147,8 +147,23 @@ class Learned:
         return cls(maps, scales, families)
 
 
-def learn(schema: Schema, samples: Sequence[tuple[Sequence[Feature], list[Sample]]]) -> Learned:
-    """Learn from the frames each group of features is read from."""
+def learn(
+    schema: Schema,
+    samples: Sequence[tuple[Sequence[Feature], list[Sample]]],
+    known: Learned | None = None,
+) -> Learned:
+    """Learn from the frames each group of features is read from.
+
+    Parameters
+    ----------
+    schema
+        What the columns mean.
+    samples
+        Groups of features with their frames.
+    known
+        What was learned before: its tables grow, its scales and kinds of ids stay.
+    """
+    before = known or Learned({}, {}, {})
     by_table: dict[str, list[tuple[IdFeature, Sample]]] = {}
     scales: dict[str, NumericScale] = {}
     for features, pieces in samples:
@@ -156,13 +171,22 @@ def learn(schema: Schema, samples: Sequence[tuple[Sequence[Feature], list[Sample
             if isinstance(feature, IdFeature):
                 members = by_table.setdefault(feature.table_name, [])
                 members += [(feature, piece) for piece in pieces]
+            elif isinstance(feature, Numeric) and feature.name in before.scales:
+                scales[feature.name] = before.scales[feature.name]
             elif isinstance(feature, Numeric):
                 numbers = [read_numbers(p.frame[feature.source], feature.name) for p in pieces]
                 repeated = [np.repeat(x, p.uses) for x, p in zip(numbers, pieces, strict=True)]
                 scales[feature.name] = NumericScale.fit(feature, np.concatenate(repeated))
     families = {name: _learn_family(name, members) for name, members in by_table.items()}
-    maps = {name: _learn_map(schema, members) for name, members in by_table.items()}
-    return Learned(maps, scales, {name: f for name, f in families.items() if f is not None})
+    for members in by_table.values():
+        for feature, piece in members:
+            before.check_family(feature, piece.frame[feature.source])
+    maps = {
+        name: _learn_map(schema, members, before.maps.get(name))
+        for name, members in by_table.items()
+    }
+    kinds = {name: before.families.get(name) or found for name, found in families.items()}
+    return Learned(maps, scales, {name: kind for name, kind in kinds.items() if kind is not None})
 
 
 def read_uses(schema: Schema, feature: IdFeature, piece: Sample) -> tuple[Words, IntArray]:
@@ -187,23 +211,30 @@ def _learn_family(table: str, members: Sequence[tuple[IdFeature, Sample]]) -> Id
     return None if first is None else first[1]
 
 
-def _learn_map(schema: Schema, members: Sequence[tuple[IdFeature, Sample]]) -> RowMap:
-    """Learn one table's map from all the features that share it."""
+def _learn_map(
+    schema: Schema, members: Sequence[tuple[IdFeature, Sample]], known: RowMap | None
+) -> RowMap:
+    """Learn one table's map, or let a known one grow, from all the features that share it."""
     settings = members[0][0]
     read = [read_uses(schema, feature, piece) for feature, piece in members]
     tokens, weights = (np.concatenate(parts) for parts in zip(*read, strict=True))
+    least = settings.min_count
+    if settings.vocabulary is not None and isinstance(known, VocabularyMap):
+        return known.grown(tokens, weights, size=settings.vocabulary, min_count=least)
+    if isinstance(known, BucketMap):
+        return known.grown(tokens, weights, num_hashes=settings.num_lookups, min_count=least)
     if settings.vocabulary is not None:
         return VocabularyMap.learn(
             tokens,
             weights,
             size=settings.vocabulary,
             num_buckets=settings.num_buckets,
-            min_count=settings.min_count,
+            min_count=least,
         )
     return BucketMap.learn(
         tokens,
         weights,
         num_buckets=settings.num_buckets,
         num_hashes=settings.num_lookups,
-        min_count=settings.min_count,
+        min_count=least,
     )

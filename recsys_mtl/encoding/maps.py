@@ -15,6 +15,7 @@ from recsys_mtl.encoding.sources import Algorithm, Placement, Words, place_token
 
 Buckets = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.int64]
+Origins = npt.NDArray[np.int64]
 
 _MIN_BUCKETS: Final = 2**16
 _MAX_BUCKETS: Final = 2**26
@@ -94,6 +95,35 @@ class BucketMap:
                 counts[rows] = True
         return cls(num_buckets, np.flatnonzero(counts[NUM_RESERVED:] >= min_count))
 
+    def grown(
+        self, tokens: Words, uses: Counts, *, num_hashes: int = 1, min_count: int = 1
+    ) -> BucketMap:
+        """Return a map of the same hash range with the buckets of this one and of more tokens.
+
+        Parameters
+        ----------
+        tokens, uses, num_hashes, min_count
+            As for `learn`; only uses among these tokens count.
+        """
+        more = self.learn(
+            tokens,
+            uses,
+            num_buckets=self.num_buckets,
+            num_hashes=num_hashes,
+            min_count=min_count,
+        )
+        return BucketMap(self.num_buckets, np.union1d(self.buckets, more.buckets))
+
+    def origins(self, known: RowMap) -> Origins:
+        """Return for every row the row of the map that this one grew from, -1 where it is new."""
+        if not isinstance(known, BucketMap):
+            raise TypeError(f"known must be a BucketMap. Found {known!r}.")
+        rows = np.full(self.num_rows, -1, np.int64)
+        rows[:NUM_RESERVED] = np.arange(NUM_RESERVED)
+        places = NUM_RESERVED + np.searchsorted(self.buckets, known.buckets)
+        rows[places] = np.arange(NUM_RESERVED, known.num_rows)
+        return rows
+
     @property
     def num_rows(self) -> int:
         """Rows of the table."""
@@ -164,17 +194,38 @@ class VocabularyMap:
         min_count
             Uses below which a value is left to the buckets.
         """
-        counted = (
-            pl.DataFrame({"token": tokens, "uses": uses})
-            .filter(pl.col("token") >= _NUM_MARKS)
-            .group_by("token")
-            .agg(pl.col("uses").sum())
-            .filter(pl.col("uses") >= min_count)
-            .sort(["uses", "token"], descending=[True, False])
-        )
-        kept = counted["token"].head(size).to_numpy().copy()
+        kept = _by_uses(tokens, uses, min_count)[:size]
         wanted = -(-kept.size // _WORDS_PER_REST_BUCKET)
         return cls(num_buckets or _power_of_two(wanted, _MIN_REST_BUCKETS), kept)
+
+    def grown(self, tokens: Words, uses: Counts, *, size: int, min_count: int = 1) -> VocabularyMap:
+        """Return a map with more tokens behind those of this one, which keep their places.
+
+        Parameters
+        ----------
+        tokens, uses, min_count
+            As for `learn`; only uses among these tokens count.
+        size
+            Most values the vocabulary may hold; those it has stay, if they are more.
+        """
+        found = _by_uses(tokens, uses, min_count)
+        fresh = found[~np.isin(found, self.tokens)][: max(size - self.tokens.size, 0)]
+        return VocabularyMap(self.num_buckets, np.concatenate([self.tokens, fresh]))
+
+    def origins(self, known: RowMap) -> Origins:
+        """Return for every row the row of the map that this one grew from; none is new.
+
+        A value that left its bucket for a row of its own had the bucket's row before.
+        """
+        if not isinstance(known, VocabularyMap):
+            raise TypeError(f"known must be a VocabularyMap. Found {known!r}.")
+        return np.concatenate(
+            [
+                np.arange(NUM_RESERVED),
+                place_tokens(self.tokens, known.placement(0, "xxh64")),
+                np.arange(NUM_RESERVED + known.tokens.size, known.num_rows),
+            ]
+        ).astype(np.int64)
 
     @property
     def num_rows(self) -> int:
@@ -216,6 +267,19 @@ def hash_slots(tokens: Words) -> Words:
     slots = np.zeros((_power_of_two(2 * tokens.size, 2), 2), np.uint64)
     kernels.fill_slots(tokens, NUM_RESERVED, slots)
     return slots
+
+
+def _by_uses(tokens: Words, uses: Counts, min_count: int) -> Words:
+    """Return the different tokens of values with `min_count` uses or more, most used first."""
+    counted = (
+        pl.DataFrame({"token": tokens, "uses": uses})
+        .filter(pl.col("token") >= _NUM_MARKS)
+        .group_by("token")
+        .agg(pl.col("uses").sum())
+        .filter(pl.col("uses") >= min_count)
+        .sort(["uses", "token"], descending=[True, False])
+    )
+    return counted["token"].to_numpy().copy()
 
 
 def count_distinct(tokens: Words) -> int:

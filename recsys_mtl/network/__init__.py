@@ -15,6 +15,7 @@ from recsys_mtl.network.heads import (
     RowLosses,
     Serial,
     Towers,
+    idle_links,
     joints,
     logit_slices,
 )
@@ -29,6 +30,7 @@ from recsys_mtl.network.model import (
 )
 from recsys_mtl.network.outputs import Outputs, joint_scores
 from recsys_mtl.network.sequence import DIN, GRU, CausalAttention, DilatedCNN, Mean, SequenceEncoder
+from recsys_mtl.network.sharded import Shard
 from recsys_mtl.network.sharing import (
     CGC,
     PLE,
@@ -41,10 +43,13 @@ from recsys_mtl.network.sharing import (
     MMoE,
     OMoE,
     PEPNet,
+    Roster,
     Shared,
     SharedBottom,
     Sharing,
+    whole_roster,
 )
+from recsys_mtl.network.transplant import Plan, Transplant
 
 __all__ = [
     "AITM",
@@ -85,22 +90,28 @@ __all__ = [
     "OMoE",
     "Outputs",
     "PEPNet",
+    "Plan",
     "Predicted",
+    "Roster",
     "RowLosses",
     "RowTensors",
     "SequenceEncoder",
     "Serial",
+    "Shard",
     "Shared",
     "SharedBottom",
     "Sharing",
     "Targets",
     "Touched",
     "Towers",
+    "Transplant",
     "check_features",
+    "idle_links",
     "joint_scores",
     "joints",
     "logit_slices",
     "predict_heads",
     "predict_logits",
     "score_rows",
+    "whole_roster",
 ]

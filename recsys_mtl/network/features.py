@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import cast
 
 import torch
@@ -22,6 +23,7 @@ from recsys_mtl.network.extractor import Extractor, output_width
 from recsys_mtl.network.inputs import Inputs, ListInput
 from recsys_mtl.network.interaction import Interaction
 from recsys_mtl.network.sequence import Mean, SequenceEncoder
+from recsys_mtl.network.sharded import WHOLE, Shard
 from recsys_mtl.network.sharing import Columns
 
 
@@ -55,6 +57,8 @@ class FeatureLayer(nn.Module):
         How features meet.
     extractors
         Networks that replace given vectors.
+    shard
+        Which rows of the embedding tables this process holds.
 
     Attributes
     ----------
@@ -80,6 +84,7 @@ class FeatureLayer(nn.Module):
         sequences: Sequence[SequenceEncoder],
         interaction: Interaction,
         extractors: Sequence[Extractor],
+        shard: Shard = WHOLE,
     ) -> None:
         super().__init__()
         self.num_views = num_views
@@ -95,36 +100,45 @@ class FeatureLayer(nn.Module):
                 for position, spec in zip(layout.histories, chosen, strict=True)
                 if not spec.pooled_first
             ],
+            shard=shard,
         )
+        self._take_histories(layout, chosen)
+        runs = self._vector_runs(layout)
+        vector_dims = [(len(names), dim) for names, dim in runs]
+        widths = [(name, dim) for names, dim in runs for name in names]
+        widths += self._take_numbers(layout, extractors)
+        stops = list(accumulate(width for _, width in widths))
+        self.columns = Columns(
+            {
+                name: slice(stop - width, stop)
+                for (name, width), stop in zip(widths, stops, strict=True)
+                if name
+            }
+        )
+        self.interaction = interaction.build(stops[-1] if stops else 0, vector_dims)
+        self.output_dim = self.interaction.output_dim
+
+    def _take_histories(self, layout: InputLayout, chosen: Sequence[SequenceEncoder]) -> None:
+        """Build the encoders of histories, table by table."""
         self._histories: list[_History] = []
         self.sequences = nn.ModuleList()
-        slices: dict[str, slice] = {}
-        vector_dims: list[tuple[int, int]] = []
-        width = 0
         for number, table in enumerate(self.embeddings.each()):
-            dim = table.dim // num_views
-            lists = (*table.list_positions, *table.event_positions)
-            for position in lists:
+            for position in (*table.list_positions, *table.event_positions):
                 if position in layout.histories:
                     spec = chosen[layout.histories.index(position)]
                     target = _target(layout, position, table.id_positions, spec)
                     self._histories.append(_History(number, position, target, spec.pooled_first))
-                    self.sequences.append(spec.build(dim))
-            for positions, known in (
-                (table.id_positions, layout.id_names),
-                (lists, layout.list_names),
-            ):
-                for position in positions:
-                    if known:
-                        slices[known[position]] = slice(width, width + dim)
-                    width += dim
-            vector_dims.append((len(table.id_positions) + len(lists), dim))
-        for name, run in self._take_numbers(layout, extractors):
-            slices[name] = slice(width, width + run)
-            width += run
-        self.columns = Columns(slices)
-        self.interaction = interaction.build(width, vector_dims)
-        self.output_dim = self.interaction.output_dim
+                    self.sequences.append(spec.build(table.dim // self.num_views))
+
+    def _vector_runs(self, layout: InputLayout) -> list[tuple[list[str], int]]:
+        """List for every table the names of its features, empty where not known, and their width."""
+        runs = []
+        for table in self.embeddings.each():
+            lists = (*table.list_positions, *table.event_positions)
+            names = [layout.id_names[n] if layout.id_names else "" for n in table.id_positions]
+            names += [layout.list_names[n] if layout.list_names else "" for n in lists]
+            runs.append((names, table.dim // self.num_views))
+        return runs
 
     def _take_numbers(
         self, layout: InputLayout, extractors: Sequence[Extractor]

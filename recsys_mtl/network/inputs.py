@@ -5,14 +5,16 @@ Shape letters: B rows, F features with one id, N dense numbers, M ids of a list 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from recsys_mtl.encoding import OBSERVED, Batch, Block
+from recsys_mtl.encoding import OBSERVED, Batch, Part
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class ListInput:
     @property
     def lengths_B(self) -> Tensor:
         """Ids of each row."""
-        ends_B = torch.cat([self.offsets_B[1:], self.offsets_B.new_tensor([self.values_M.numel()])])
+        last = self.offsets_B.new_full((1,), self.values_M.numel())
+        ends_B = torch.cat([self.offsets_B[1:], last])
         return (ends_B - self.offsets_B)[: self.offsets_B.numel()]
 
 
@@ -80,19 +83,26 @@ class _Lists:
         return ListInput(self.values[source_M], offsets_B, self.weights[source_M])
 
 
+_Copy = Callable[[npt.NDArray[np.generic]], Tensor]
+
+
+@dataclass(frozen=True)
 class _PartTensors:
     """One side's block and each row's place in it."""
 
-    def __init__(
-        self, block: Block, rows: npt.NDArray[np.int64] | None, device: torch.device
-    ) -> None:
-        self.ids = _tensor(block.ids, device)
-        self.dense = _tensor(block.dense, device)
-        self.lists = [
-            _Lists(*(_tensor(array, device) for array in (part.values, part.offsets, part.weights)))
-            for part in block.lists
-        ]
-        self.rows = None if rows is None else _tensor(rows, device)
+    ids: Tensor
+    dense: Tensor
+    lists: tuple[_Lists, ...]
+    rows: Tensor | None
+
+    @staticmethod
+    def of(part: Part, copy: _Copy) -> _PartTensors:
+        block = part.block
+        lists = tuple(
+            _Lists(copy(one.values), copy(one.offsets), copy(one.weights)) for one in block.lists
+        )
+        rows = None if part.rows is None else copy(part.rows)
+        return _PartTensors(copy(block.ids), copy(block.dense), lists, rows)
 
     def places(self, rows_B: Tensor) -> Tensor:
         return rows_B if self.rows is None else self.rows[rows_B]
@@ -107,19 +117,29 @@ class RowTensors:
         Encoded rows; on the CPU their arrays are shared, not copied.
     device
         Where the tensors are to lie.
+    whole
+        For a batch that `Batch.cut` made: tensors of any rows of the batch it was cut from. Their side
+        tables are used again. To a GPU all else is copied from pinned memory, without waiting: what is
+        queued on the same stream afterwards finds it there.
     """
 
-    def __init__(self, batch: Batch, device: torch.device) -> None:
+    def __init__(
+        self, batch: Batch, device: torch.device, *, whole: RowTensors | None = None
+    ) -> None:
         self.device = device
         self.num_rows = batch.num_rows
-        self._parts = [_PartTensors(part.block, part.rows, device) for part in batch.parts]
-        self.groups = None if batch.groups is None else _tensor(batch.groups, device)
+        pinned = whole is not None and device.type == "cuda"
+        copy = partial(_tensor, device=device, pinned=pinned)
+        self._parts: list[_PartTensors] = [
+            _PartTensors.of(part, copy)
+            if whole is None or part.rows is None
+            else replace(whole._parts[number], rows=copy(part.rows))
+            for number, part in enumerate(batch.parts)
+        ]
+        self.groups = None if batch.groups is None else copy(batch.groups)
         self._targets: tuple[Tensor, Tensor, Tensor] | None = None
         if batch.labels is not None and batch.states is not None and batch.weights is not None:
-            labels, states, weights = (
-                _tensor(array, device) for array in (batch.labels, batch.states, batch.weights)
-            )
-            self._targets = labels, states, weights
+            self._targets = copy(batch.labels), copy(batch.states), copy(batch.weights)
 
     def take(self, rows_B: Tensor) -> Inputs:
         """Return the inputs of the rows numbered `rows_B`, in that order."""
@@ -141,7 +161,8 @@ class RowTensors:
         return Targets(labels_BT, weights_BT, states_BT, groups_B)
 
 
-def _tensor(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:
+def _tensor(array: npt.NDArray[np.generic], device: torch.device, *, pinned: bool) -> Tensor:
     if not array.flags.writeable:
         array = array.copy()  # torch warns about read-only memory, rightly
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory().to(device, non_blocking=True) if pinned else tensor.to(device)

@@ -5,6 +5,7 @@ Shape letters: B rows, V views, I input width, Z logits of all tasks side by sid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from recsys_mtl.network.inputs import Inputs, RowTensors
 from recsys_mtl.network.interaction import Interaction, NoInteraction
 from recsys_mtl.network.outputs import Outputs
 from recsys_mtl.network.sequence import SequenceEncoder
+from recsys_mtl.network.sharded import WHOLE, Shard
 from recsys_mtl.network.sharing import Shared, Sharing
 from recsys_mtl.schema import Task
 
@@ -59,6 +61,8 @@ class MultiTaskModel(nn.Module):
         How features meet before sharing.
     extractors
         Networks that replace given vectors, such as a CNN over the pixels of an image.
+    shard
+        Which rows of the embedding tables this process holds: all, or its share of a training run's.
 
     Raises
     ------
@@ -77,6 +81,7 @@ class MultiTaskModel(nn.Module):
         sequences: Sequence[SequenceEncoder] = (),
         interaction: Interaction | None = None,
         extractors: Sequence[Extractor] = (),
+        shard: Shard = WHOLE,
     ) -> None:
         super().__init__()
         names = [task.name for task in tasks]
@@ -87,6 +92,7 @@ class MultiTaskModel(nn.Module):
             sequences=sequences,
             interaction=NoInteraction() if interaction is None else interaction,
             extractors=extractors,
+            shard=shard,
         )
         self.sharing = sharing.build(self.features.output_dim, names, self.features.columns)
         self.heads = heads.build(self.sharing.output_dim, tasks)
@@ -123,7 +129,8 @@ def predict_heads(model: MultiTaskModel, rows: RowTensors) -> Headed:
     model.eval()
     chunks = []
     try:
-        for start in range(0, max(rows.num_rows, 1), SCORE_ROWS):
+        for number in range(model.embeddings.most(max(1, math.ceil(rows.num_rows / SCORE_ROWS)))):
+            start = min(number * SCORE_ROWS, rows.num_rows)
             stop = min(start + SCORE_ROWS, rows.num_rows)
             inputs = rows.take(torch.arange(start, stop, device=rows.device))
             chunks.append(model(inputs).headed)

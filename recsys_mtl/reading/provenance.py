@@ -21,7 +21,7 @@ _TAIL_BYTES = 1 << 16
 _REMEDY = "Write the rows to parquet first and open the files with scan."
 # Steps of a query that give the same rows each time, and where their inputs stand. Older releases of
 # polars mark a query whose columns were asked for with a step of its own.
-_INPUTS = {"Union": "inputs", "Filter": "input", "Select": "input", "IR": "dsl"}
+_INPUTS = {"Union": "inputs", "Filter": "input", "Select": "input", "Slice": "input", "IR": "dsl"}
 # Kinds of expressions whose result can change though plan and files do not.
 _UNSTABLE = ("Anonymous", "Python", "Plugin", "Ffi", "Random", "SubPlan")
 
@@ -36,8 +36,8 @@ def fingerprint_rows(rows: Rows) -> str:
     Parameters
     ----------
     rows
-        Interactions and side tables from parquet files on this machine, filtered and joined end to
-        end only: by `Rows.filter` without Python functions or randomness, and `Rows.concat`.
+        Interactions and side tables from parquet files on this machine, filtered, cut and joined
+        end to end only: by `Rows.filter` without Python functions or randomness, `slice` and `concat`.
 
     Raises
     ------

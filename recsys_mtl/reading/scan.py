@@ -105,6 +105,16 @@ class Rows:
         index = self.index.take(frame[_POSITION].to_numpy())
         return replace(self, interactions=frame.drop(_POSITION).lazy(), index=index)
 
+    def count(self) -> int:
+        """Return how many interactions there are."""
+        counted = _collect(self.interactions.select(pl.len()), "interactions", self.paths)
+        return int(counted.item())
+
+    def slice(self, start: int, stop: int) -> Self:
+        """Keep the interactions from one row to the one before another, lazily."""
+        index = None if self.index is None else self.index[start:stop]
+        return replace(self, interactions=self.interactions.slice(start, stop - start), index=index)
+
     def concat(self, other: Rows) -> Rows:
         """Return these interactions followed by the other's; both must have the same side tables."""
         for one, two in ((self.users, other.users), (self.items, other.items)):

@@ -11,7 +11,7 @@ from recsys_mtl.schema.features import (
     Vector,
 )
 from recsys_mtl.schema.schema import Schema, Side
-from recsys_mtl.schema.tasks import Binary, Multiclass, Regression, Task
+from recsys_mtl.schema.tasks import Binary, Multiclass, Regression, Task, find_circle
 
 __all__ = [
     "Bag",
@@ -28,4 +28,5 @@ __all__ = [
     "Side",
     "Task",
     "Vector",
+    "find_circle",
 ]

@@ -10,10 +10,17 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, InstanceOf
 
 from recsys_mtl.schema.features import Feature, IdFeature, Name
-from recsys_mtl.schema.tasks import Binary, Task
+from recsys_mtl.schema.tasks import Binary, Task, find_circle
 from recsys_mtl.spec import Spec, spec
 
-_SHARED_SETTINGS = ("num_buckets", "embedding_dim", "min_count", "num_lookups", "vocabulary")
+_SHARED_SETTINGS = {
+    "num_buckets": "num_buckets",
+    "embedding_dim": "embedding_dim",
+    "min_count": "min_count",
+    "num_lookups": "num_hashes",  # features without that parameter have one hash
+    "vocabulary": "vocabulary",
+}
+"""What features of one table have in common, and the parameter that says it."""
 
 Features = Annotated[Sequence[InstanceOf[Feature]], AfterValidator(tuple)]
 Tasks = Annotated[Sequence[InstanceOf[Task]], AfterValidator(tuple)]
@@ -181,34 +188,33 @@ class Schema(Spec):
     def _check_spaces(self) -> None:
         tasks = {task.name: task for task in self.tasks}
         for task in self.tasks:
-            seen = {task.name}
-            parent = task.within
-            while parent is not None:
-                if not isinstance(tasks.get(parent), Binary):
-                    raise ValueError(
-                        f"task {task.name!r}: within must name a binary task. Found {parent!r};"
-                        f" binary tasks: {[t.name for t in self.tasks if isinstance(t, Binary)]}"
-                    )
-                if parent in seen:
-                    raise ValueError(f"task {task.name!r}: within must not lead back to itself")
-                seen.add(parent)
-                parent = tasks[parent].within
+            if task.within is not None and not isinstance(tasks.get(task.within), Binary):
+                raise ValueError(
+                    f"task {task.name!r}: within must name a binary task. Found {task.within!r};"
+                    f" binary tasks: {[t.name for t in self.tasks if isinstance(t, Binary)]}"
+                )
+        circle = find_circle({t.name: [t.within] if t.within else [] for t in self.tasks})
+        if circle is not None:
+            raise ValueError(
+                f"task {circle.split(' -> ')[0]!r}: within must not lead back to itself. Found"
+                f" {circle}: remove one of these"
+            )
 
     def _check_parents(self) -> None:
-        left = {task.name: set(task.built_on) for task in self.tasks}
-        for name, parents in left.items():
-            unknown = parents - set(left)
+        parents = {task.name: task.built_on for task in self.tasks}
+        for name, named in parents.items():
+            unknown = [other for other in named if other not in parents]
             if unknown:
                 raise ValueError(
-                    f"task {name!r}: parents must name tasks. Found {unknown.pop()!r};"
-                    f" tasks: {list(left)}"
+                    f"task {name!r}: parents must name tasks. Found {unknown[0]!r};"
+                    f" tasks: {list(parents)}"
                 )
-        while left:
-            roots = [name for name, parents in left.items() if not parents & set(left)]
-            if not roots:
-                raise ValueError(f"task {next(iter(left))!r}: parents must not lead back to itself")
-            for name in roots:
-                del left[name]
+        circle = find_circle(parents)
+        if circle is not None:
+            raise ValueError(
+                f"task {circle.split(' -> ')[0]!r}: parents must not lead back to itself. Found"
+                f" {circle}: remove one of these parents"
+            )
 
     def _groups(self) -> list[tuple[Binary, str | None]]:
         """List the tasks with a ranking loss, each with its group column."""
@@ -251,12 +257,13 @@ class Schema(Spec):
                     " hash 'xxh64'"
                 )
             other = first.setdefault(feature.table_name, feature)
-            for setting in _SHARED_SETTINGS:
+            for setting, parameter in _SHARED_SETTINGS.items():
                 if getattr(other, setting) != getattr(feature, setting):
                     raise ValueError(
                         f"features {other.name!r} and {feature.name!r} share table"
-                        f" {feature.table_name!r} and must agree on {setting}. Found"
-                        f" {getattr(other, setting)} and {getattr(feature, setting)}"
+                        f" {feature.table_name!r} and must agree on {parameter}. Found"
+                        f" {getattr(other, setting)} and {getattr(feature, setting)}: give both the"
+                        " same, or tables of their own"
                     )
 
 

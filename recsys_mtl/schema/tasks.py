@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY
 from typing import Annotated, Literal
 
@@ -174,3 +174,23 @@ class Multiclass(Task, kind="multiclass"):
     def num_logits(self) -> int:
         """Outputs the network has for this task: one per class."""
         return self.num_classes
+
+
+def find_circle(outer: Mapping[str, Sequence[str]]) -> str | None:
+    """Return a way from a task back to itself, as ``"a -> b -> a"``; None where there is none.
+
+    Parameters
+    ----------
+    outer
+        For each task the names of those it builds on or is within; other names lead nowhere.
+    """
+    left = {name: [other for other in others if other in outer] for name, others in outer.items()}
+    while roots := [name for name, others in left.items() if not set(others) & set(left)]:
+        for name in roots:
+            del left[name]
+    if not left:
+        return None
+    way = [next(iter(left))]
+    while way[-1] not in way[:-1]:  # whoever is left has another one left to go to
+        way.append(next(other for other in left[way[-1]] if other in left))
+    return " -> ".join(way[way.index(way[-1]) :])

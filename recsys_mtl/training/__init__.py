@@ -20,11 +20,22 @@ from recsys_mtl.training.balancing import (
 )
 from recsys_mtl.training.checkpoint import CheckpointFile, Checkpoints, checksum
 from recsys_mtl.training.config import TrainConfig, monitor_parts
+from recsys_mtl.training.distributed import Processes, end_processes, start_processes
 from recsys_mtl.training.evaluate import evaluate_rows, headline_score
+from recsys_mtl.training.lazy_adam import LazyAdam
 from recsys_mtl.training.losses import check_losses, task_losses
-from recsys_mtl.training.optim import SGD, Adam, AdamW, Optimizer, TowerOptimizer, check_towers
+from recsys_mtl.training.optim import (
+    SGD,
+    Adam,
+    AdamW,
+    Optimizer,
+    TowerOptimizer,
+    build_optimizers,
+    check_towers,
+)
 from recsys_mtl.training.schedule import Schedule
-from recsys_mtl.training.tables import RowWiseAdagrad
+from recsys_mtl.training.step import Stepper, check_accumulation
+from recsys_mtl.training.tables import RowWiseAdagrad, TableOptimizer, TableStepper
 from recsys_mtl.training.trainer import Trained, Trainer, seeded
 
 __all__ = [
@@ -44,24 +55,33 @@ __all__ = [
     "FairGrad",
     "Fixed",
     "GradNorm",
+    "LazyAdam",
     "Optimizer",
     "PCGrad",
+    "Processes",
     "RandomWeights",
     "RowWiseAdagrad",
     "Schedule",
+    "Stepper",
+    "TableOptimizer",
+    "TableStepper",
     "TowerOptimizer",
     "TrainConfig",
     "Trained",
     "Trainer",
     "UPGrad",
     "Uncertainty",
+    "build_optimizers",
+    "check_accumulation",
     "check_losses",
     "check_signs",
     "check_towers",
     "checksum",
+    "end_processes",
     "evaluate_rows",
     "headline_score",
     "monitor_parts",
     "seeded",
+    "start_processes",
     "task_losses",
 ]

@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 CHECKPOINT_VERSION = 1
 _HEADER = "recsys_mtl checkpoint"
 _SUFFIX = ".checkpoint"
+_ASIDE = ".writing"
 
 
 @spec
@@ -60,8 +61,9 @@ class Checkpoints(Spec):
     def clear(self) -> None:
         """Delete the checkpoints and, if nothing else is in it, the folder."""
         folder = Path(self.folder)
-        for file in folder.glob(f"*{_SUFFIX}"):
-            file.unlink()
+        for pattern in (f"*{_SUFFIX}", f"*{_SUFFIX}{_ASIDE}"):
+            for file in folder.glob(pattern):
+                file.unlink()
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
@@ -139,7 +141,7 @@ class CheckpointFile:
             "identity": self.identity,
             "values": snapshot.values,
         }
-        aside = self.path.with_suffix(f".{os.getpid()}.tmp")
+        aside = self.path.with_name(self.path.name + _ASIDE)  # what a crash left is written over
         try:
             tensors = {name: value.contiguous() for name, value in snapshot.tensors.items()}
             save_file(tensors, aside, metadata={_HEADER: json.dumps(header)})

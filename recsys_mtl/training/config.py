@@ -17,7 +17,7 @@ from recsys_mtl.spec import Spec, spec
 from recsys_mtl.training.balancing import Balance, Fixed
 from recsys_mtl.training.optim import Adam, Optimizer, TowerOptimizer
 from recsys_mtl.training.schedule import Schedule
-from recsys_mtl.training.tables import RowWiseAdagrad
+from recsys_mtl.training.tables import RowWiseAdagrad, TableOptimizer
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -30,6 +30,10 @@ class TrainConfig(Spec):
     ----------
     batch_size
         Rows per step.
+    accumulate
+        Batches whose gradients are added up to one step: a batch of that many times the rows in the
+        memory of one. Each task's loss is its mean over the observed rows of all of them. Needs the
+        balance ``"fixed"``.
     max_epochs
         Passes over the training rows.
     optimizer
@@ -60,6 +64,9 @@ class TrainConfig(Spec):
         ``"bfloat16"`` computes the layers between embeddings and losses in half precision (autocast);
         gates, losses, tables and all weights stay in float32. It is fast where the CPU has AMX or
         AVX512-bf16, or on a GPU. Scores are computed in float32 either way.
+    compile
+        Whether `torch.compile` fuses the layers between embeddings and losses. It takes a C++ compiler and
+        tens of seconds at the start of a run, and again for the last, shorter batch; it pays in long runs.
     reset_tables
         Draw the embedding tables afresh at the start of every epoch but the first, and keep the
         dense layers: ids that appear a few times are otherwise learned by heart in the second epoch.
@@ -72,10 +79,11 @@ class TrainConfig(Spec):
 
     _: KW_ONLY
     batch_size: Count = 2048
+    accumulate: Count = 1
     max_epochs: Count = 10
     optimizer: Optimizer = Adam()
     tower_optimizers: Annotated[Sequence[TowerOptimizer], AfterValidator(tuple)] = ()
-    table_optimizer: RowWiseAdagrad = RowWiseAdagrad()
+    table_optimizer: TableOptimizer = RowWiseAdagrad()
     balance: Balance = Fixed()
     observe_every: Annotated[int, Field(ge=0)] = 100
     monitor: str = "loss"
@@ -84,6 +92,7 @@ class TrainConfig(Spec):
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     average: Annotated[float, Field(gt=0, lt=1)] | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
     reset_tables: bool = False
 
 

@@ -8,20 +8,21 @@ Shape letters: B rows, T tasks, E experts, H representation width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from recsys_mtl.network import Shared
+from recsys_mtl.network import Roster, Shared, whole_roster
 from recsys_mtl.training.balancing import conflict
 
 LOOKS = 4
 """Looks at an epoch, at least."""
 DEAD_SHARE = 0.01
-"""An expert is dead where its mean share in every gate that reads it is below this."""
+"""An expert is dead where its mean share in every gate that mixes it is below this."""
 
 
 class Observer:
@@ -43,6 +44,7 @@ class Observer:
         self._looks = 0
         self._sums: dict[str, Tensor] = {}
         self._silent: dict[str, Tensor] = {}
+        self._rosters: list[Roster | None] = []
 
     def start_epoch(self, num_steps: int, *, taken: int = 0) -> None:
         """Plan the looks of an epoch of so many steps, of which some are taken: four at least."""
@@ -75,16 +77,20 @@ class Observer:
         self._add("cosine", cosines_TT)
         self._add("conflict", (cosines_TT < 0).to(cosines_TT.dtype))
         for level, gates in enumerate(shared.gates, start=1):
-            names = [*(f".{level}.{task}" for task in self.tasks), f"_shared.{level}"]
-            for name, gate_BE in zip(names, gates, strict=False):
+            for name, gate_BE in zip(self._gate_names(level), gates, strict=False):
                 self._add(f"gate{name}", gate_BE.mean(dim=0))
                 self._add(f"entropy{name}", _entropy(gate_BE))
+                self._add(f"max_share{name}", gate_BE.amax(dim=1).mean())
         for level, experts in enumerate(shared.experts, start=1):
             for number, expert_BH in enumerate(experts):
+                wide = torch.promote_types(expert_BH.dtype, torch.float32)
+                norm_B = torch.linalg.vector_norm(expert_BH, dim=1, dtype=wide)
+                self._add(f"norm.{level}.{number}", norm_B.mean())
                 silent_H = (expert_BH == 0).all(dim=0)
                 key = f"{level}.{number}"
                 known = self._silent.get(key)
                 self._silent[key] = silent_H if known is None else known & silent_H
+        self._rosters = _rosters(shared)
 
     def record(self) -> dict[str, Any]:
         """Return the means since the last record, by name, and forget them.
@@ -94,60 +100,136 @@ class Observer:
         dict
             ``looks``, the steps that the means are taken over; ``task_weight.{task}``;
             ``gradient_cosine.{task}.{task}`` and ``gradient_conflict...``, the share of looks in which
-            the cosine was negative; per level ``gate.{level}.{task}``, the mean share of each expert
-            that the task reads (its own first, then the shared ones; all tasks' own, then the shared
-            ones for ``gate_shared.{level}``), and ``gate_entropy...``, 1 where all experts weigh alike
-            in every row and 0 where each row has one; ``expert_load.{level}`` and
-            ``dead_experts.{level}`` where every task's gate reads all experts, so not for PLE, CGC or
-            groups of tasks; ``dead_units.{level}``, the share of each expert's outputs that were 0 in
-            all rows seen.
+            the cosine was negative.
+
+            Per level and task, with ``gate_..._shared.{level}`` for a gate between levels that is no
+            task's: ``gate.{level}.{task}``, the mean share of each expert that the gate mixes (a task's
+            own first, then its group's, then the shared ones; all experts where it mixes all);
+            ``gate_mean_entropy...``, the entropy of that mean, 1 where all experts weigh alike and 0
+            where there is one; ``gate_entropy...``, the mean of the rows' entropies, which is 0 where
+            each row has one expert, be it another for each; ``gate_max_share...``, the mean of
+            the rows' largest shares. ``gate_distance.{level}.{task}.{task}`` is the Jensen-Shannon
+            distance (base 2) of two tasks' mean gates: 0 where they are the same, 1 where they have no
+            expert in common.
+
+            Per level, a number for each expert in the order of the names ``experts.{level}``:
+            ``expert_load.{level}``, the mean share in all gates of the level, 0 in one that does not
+            mix it, so that loads sum to 1; ``expert_norm.{level}``, the mean length of its output;
+            ``dead_units.{level}``, the share of its outputs that were 0 in all rows seen.
+            ``dead_experts.{level}`` counts those with a mean share below 0.01 in every gate that
+            mixes them; an expert that a task also reads past its gate (`AdaTT`, own ones of `HoME`)
+            is never among them.
         """
         if self._looks == 0:
             return {}
         means = {name: (value / self._looks).tolist() for name, value in self._sums.items()}
         found: dict[str, Any] = {"looks": self._looks}
+        found |= self._balance(means)
+        found |= {name: value for name, value in means.items() if name.startswith("gate")}
         found |= {
+            f"gate_mean_{name.replace('gate', 'entropy', 1)}": _entropy_of(value)
+            for name, value in means.items()
+            if name.startswith("gate")
+        }
+        found |= {
+            f"gate_{name}": value
+            for name, value in means.items()
+            if name.startswith(("entropy", "max_share"))
+        }
+        for level, roster in enumerate(self._rosters, start=1):
+            if roster is not None:
+                found |= self._shares(level, roster, means)
+            found |= self._outputs(level, means)
+        self._steps, self._looks, self._sums, self._silent = 0, 0, {}, {}
+        return found
+
+    def _balance(self, means: Mapping[str, Any]) -> dict[str, float]:
+        found = {
             f"task_weight.{task}": weight
             for task, weight in zip(self.tasks, means["weights"], strict=True)
         }
         for (i, first), (j, second) in combinations(enumerate(self.tasks), 2):
             for what in ("cosine", "conflict"):
                 found[f"gradient_{what}.{first}.{second}"] = means[what][i][j]
-        found |= {name: value for name, value in means.items() if name.startswith("gate")}
-        found |= {
-            f"gate_{name}": value for name, value in means.items() if name.startswith("entropy")
-        }
-        dead_units: dict[str, list[float]] = {}
-        for key, silent_H in self._silent.items():
-            level, _ = key.split(".")
-            dead_units.setdefault(level, []).append(float(silent_H.float().mean()))
-        for level, shares in dead_units.items():
-            gates = [means.get(f"gate.{level}.{task}", []) for task in self.tasks]
-            if all(len(gate) == len(shares) for gate in gates):
-                loads = [sum(column) / len(gates) for column in zip(*gates, strict=True)]
-                found[f"expert_load.{level}"] = loads
-                peaks = [max(column) for column in zip(*gates, strict=True)]
-                found[f"dead_experts.{level}"] = sum(peak < DEAD_SHARE for peak in peaks)
-            found[f"dead_units.{level}"] = shares
-        self._steps, self._looks, self._sums, self._silent = 0, 0, {}, {}
         return found
+
+    def _shares(self, level: int, roster: Roster, means: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the gates of a level give its experts, and how far tasks are apart in it."""
+        gates = []
+        for name, numbers in zip(self._gate_names(level), roster.reads, strict=False):
+            shares = dict(zip(numbers, means[f"gate{name}"], strict=True))
+            gates.append([shares.get(number, 0.0) for number in range(len(roster.names))])
+        columns = list(zip(*gates, strict=True))
+        found: dict[str, Any] = {
+            f"experts.{level}": list(roster.names),
+            f"expert_load.{level}": [sum(column) / len(gates) for column in columns],
+            f"dead_experts.{level}": sum(
+                max(column) < DEAD_SHARE and number not in roster.bypassing
+                for number, column in enumerate(columns)
+            ),
+        }
+        for (i, first), (j, second) in combinations(enumerate(self.tasks), 2):
+            found[f"gate_distance.{level}.{first}.{second}"] = _distance(gates[i], gates[j])
+        return found
+
+    def _outputs(self, level: int, means: Mapping[str, Any]) -> dict[str, list[float]]:
+        """Return what the outputs of a level's experts were like."""
+        start = f"{level}."
+        silent = [value for key, value in self._silent.items() if key.startswith(start)]
+        norms = [value for name, value in means.items() if name.startswith(f"norm.{start}")]
+        return {
+            f"expert_norm.{level}": norms,
+            f"dead_units.{level}": [float(silent_H.float().mean()) for silent_H in silent],
+        }
+
+    def _gate_names(self, level: int) -> list[str]:
+        return [*(f".{level}.{task}" for task in self.tasks), f"_shared.{level}"]
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return what is needed to go on after a break: counts and the order of names, and sums."""
         sums = {f"sum.{name}": value for name, value in self._sums.items()}
         silent = {f"silent.{name}": value for name, value in self._silent.items()}
-        counts = {"steps": self._steps, "looks": self._looks}
-        return counts | {"sums": list(self._sums), "silent": list(self._silent)}, sums | silent
+        counts = {
+            "steps": self._steps,
+            "looks": self._looks,
+            "sums": list(self._sums),
+            "silent": list(self._silent),
+            "rosters": [None if one is None else asdict(one) for one in self._rosters],
+        }
+        return counts, sums | silent
 
     def load_state(self, counts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Take what `state` returned."""
         self._steps, self._looks = counts["steps"], counts["looks"]
         self._sums = {name: tensors[f"sum.{name}"] for name in counts["sums"]}
         self._silent = {name: tensors[f"silent.{name}"] for name in counts["silent"]}
+        self._rosters = [
+            None
+            if one is None
+            else Roster(
+                tuple(one["names"]),
+                tuple(tuple(numbers) for numbers in one["reads"]),
+                tuple(one["bypassing"]),
+            )
+            for one in counts["rosters"]
+        ]
 
     def _add(self, name: str, value: Tensor) -> None:
         known = self._sums.get(name)
         self._sums[name] = value if known is None else known + value
+
+
+def _rosters(shared: Shared) -> list[Roster | None]:
+    """Return the roster of every level with experts; None where columns of gates cannot be told."""
+    if shared.rosters:
+        return list(shared.rosters)
+    found: list[Roster | None] = []
+    for number, experts in enumerate(shared.experts):
+        gates = shared.gates[number] if number < len(shared.gates) else ()
+        names = [str(expert) for expert in range(1, len(experts) + 1)]
+        whole = gates and all(gate_BE.shape[1] == len(experts) for gate_BE in gates)
+        found.append(whole_roster(names, len(gates)) if whole else None)
+    return found
 
 
 def _entropy(gate_BE: Tensor) -> Tensor:
@@ -156,3 +238,19 @@ def _entropy(gate_BE: Tensor) -> Tensor:
         return gate_BE.new_zeros(())
     entropy_B = -torch.xlogy(gate_BE, gate_BE).sum(dim=1)
     return entropy_B.mean() / math.log(gate_BE.shape[1])
+
+
+def _entropy_of(shares: Sequence[float]) -> float:
+    """Return the entropy of one gate, as a share of the largest possible."""
+    if len(shares) == 1:
+        return 0.0
+    return -sum(share * math.log(share) for share in shares if share > 0) / math.log(len(shares))
+
+
+def _distance(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the Jensen-Shannon distance of two gates over the same experts, in base 2."""
+    divergence = 0.0
+    for one, other in zip(first, second, strict=True):
+        middle = (one + other) / 2
+        divergence += sum(share * math.log2(share / middle) for share in (one, other) if share > 0)
+    return math.sqrt(max(divergence, 0.0) / 2)

@@ -14,6 +14,24 @@ from torch import Tensor
 from recsys_mtl.training.best import Best
 
 
+class Clock:
+    """Seconds of each phase of an epoch, by name, on the host: a GPU works on meanwhile."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def start(self) -> None:
+        """Begin a phase here: what came before counts nowhere."""
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """End a phase, and begin the next."""
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
+        self._last = now
+
+
 class Run:
     """Counters and sums of a training run, and its best epoch.
 
@@ -32,6 +50,7 @@ class Run:
         self.best = Best()
         self.sums_T = torch.zeros(num_tasks, dtype=torch.float64, device=device)
         self.totals_T = torch.zeros_like(self.sums_T)
+        self.clock = Clock()
         self._spent, self._started = 0.0, time.perf_counter()
 
     def seconds_since_start(self) -> float:
@@ -43,6 +62,7 @@ class Run:
         self.epoch, self.batches = self.epoch + 1, 0
         self.sums_T.zero_()
         self.totals_T.zero_()
+        self.clock = Clock()
         self._spent, self._started = 0.0, time.perf_counter()
 
     def values(self) -> dict[str, Any]:
@@ -53,6 +73,7 @@ class Run:
             "steps": self.steps,
             "finished": self.finished,
             "history": self.history,
+            "phases": self.clock.seconds,
             "spent": self.seconds_since_start(),
         }
 
@@ -63,4 +84,5 @@ class Run:
         )
         self.finished, self.history = values["finished"], values["history"]
         self.sums_T, self.totals_T = sums_T, totals_T
+        self.clock.seconds = values["phases"]
         self._spent, self._started = values["spent"], time.perf_counter()

@@ -1,7 +1,4 @@
-"""The one training loop.
-
-Shape letters: B rows, T tasks.
-"""
+"""The one training loop."""
 
 from __future__ import annotations
 
@@ -9,38 +6,28 @@ import contextlib
 import logging
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import polars as pl
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from recsys_mtl.encoding import Batch
 from recsys_mtl.errors import EncodingError
 from recsys_mtl.metrics import Report
-from recsys_mtl.network import (
-    Headed,
-    Inputs,
-    MultiTaskModel,
-    Predicted,
-    RowTensors,
-    Targets,
-    predict_heads,
-)
+from recsys_mtl.network import Inputs, MultiTaskModel, RowTensors, Shard, Targets, predict_heads
 from recsys_mtl.schema import Schema
-from recsys_mtl.training.balancing import Boundary, check_signs, task_gramian
 from recsys_mtl.training.checkpoint import CheckpointFile, Snapshot, under
 from recsys_mtl.training.config import TrainConfig, badness, monitor_parts
+from recsys_mtl.training.distributed import Processes, sum_
 from recsys_mtl.training.evaluate import evaluate_logits, validation_losses
-from recsys_mtl.training.grouping import grouped_batches
-from recsys_mtl.training.losses import TaskLosses, check_losses, task_losses
+from recsys_mtl.training.loader import Loader
 from recsys_mtl.training.observe import Observer
-from recsys_mtl.training.optim import build_optimizers
 from recsys_mtl.training.run import Run
+from recsys_mtl.training.step import Stepper
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +66,9 @@ class Trainer:
         Of the row order; the same seed gives the same order on every device.
     progress
         Whether to show a progress bar; None: only on a terminal.
+    processes
+        Those that train the model together, each on rows of its own, with validation rows that are the
+        same in all; None: this one alone.
     """
 
     def __init__(
@@ -89,33 +79,26 @@ class Trainer:
         *,
         seed: int,
         progress: bool | None = None,
+        processes: Processes | None = None,
     ) -> None:
-        self.model = model
-        self.schema = schema
-        self.config = config
-        self.seed = seed
+        self.model, self.schema, self.config, self.seed = model, schema, config, seed
         self.progress = sys.stderr.isatty() if progress is None else progress
         self.device = next(model.parameters()).device
-        self.task_weights_T = torch.tensor(
-            [task.weight for task in schema.tasks], device=self.device
-        )
-        check_losses(schema.tasks, model.heads)
-        check_signs(config.balance, model.heads)
-        self.optimizers = build_optimizers(model, config.optimizer, config.tower_optimizers)
-        self.table_optimizer = config.table_optimizer.build(model.embeddings.each())
-        self.balancer = config.balance.build(schema.tasks, seed=seed, device=str(self.device))
-        self._dense = tuple(p for p in model.parameters() if p.requires_grad)
-        self._rates = [[group["lr"] for group in one.param_groups] for one in self.optimizers]
-        self._average = None
-        if config.average is not None:
-            self._average = [parameter.detach().clone() for parameter in self._dense]
         self._observer = Observer([task.name for task in schema.tasks], config.observe_every)
+        self.processes = processes
+        self.stepper = Stepper(
+            model, schema, config, seed=seed, observer=self._observer, processes=processes
+        )
         self._run = Run(len(schema.tasks), self.device)
         self._checkpoint: CheckpointFile | None = None
-        self._steps_per_epoch = 1
 
     def fit(
-        self, train: Batch, valid: Batch | None = None, *, checkpoint: CheckpointFile | None = None
+        self,
+        train: Batch,
+        valid: Batch | None = None,
+        *,
+        checkpoint: CheckpointFile | None = None,
+        memory_bytes: int | None = None,
     ) -> Trained:
         """Train for up to `max_epochs`; with validation rows, keep the best epoch's weights.
 
@@ -128,6 +111,9 @@ class Trainer:
         checkpoint
             Where the state is kept now and then. If it holds one, the run goes on from there and ends
             as if it had never stopped, bit for bit on the same machine.
+        memory_bytes
+            What training rows may take in memory at a time, for rows that are mapped from a cache on
+            disk; None: they lie in memory, or on the device, as a whole.
 
         Raises
         ------
@@ -136,28 +122,29 @@ class Trainer:
         ModelDirError
             If the checkpoint is damaged or that of another run.
         """
-        rows = RowTensors(train, self.device)
+        batch_size = self.config.batch_size
+        loader = Loader(
+            train, self.device, batch_size=batch_size, seed=self.seed, memory_bytes=memory_bytes
+        )
         valid_rows = None if valid is None else RowTensors(valid, self.device)
         self._checkpoint = checkpoint
-        self._steps_per_epoch = math.ceil(rows.num_rows / self.config.batch_size)
         self._run = run = Run(len(self.schema.tasks), self.device)
         saved = None if checkpoint is None else checkpoint.load(self.device)
         if saved is not None:
             self._load(saved)
-        while not run.finished:
-            if run.batches == 0 and run.epoch > 1 and self.config.reset_tables:
-                self.table_optimizer.reset()
-            record: dict[str, Any] = {"epoch": run.epoch}
-            record |= self._train_epoch(rows)
-            record["train_seconds"] = run.seconds_since_start()
-            self._finish_tables()
-            with self._averaged():
-                run.finished = self._end_epoch(record, valid, valid_rows)
-            run.next_epoch()
-            if checkpoint is not None and (run.finished or checkpoint.is_due()):
-                checkpoint.save(self._snapshot())
-        if self.config.average is not None and run.best.report is None:
-            self._swap_average()
+        with contextlib.closing(loader):
+            while not run.finished:
+                if run.batches == 0 and run.epoch > 1 and self.config.reset_tables:
+                    self.stepper.reset_tables()
+                record = self._train_epoch(loader)
+                self._finish_tables()
+                with self.stepper.averaged():
+                    run.finished = self._end_epoch(record, valid, valid_rows)
+                run.next_epoch()
+                if checkpoint is not None and (run.finished or checkpoint.is_due()):
+                    checkpoint.save(self._snapshot())
+        if run.best.report is None:
+            self.stepper.swap_average()
         run.best.restore(self.model)
         self.model.eval()
         return Trained(pl.DataFrame(run.history), run.best.epoch, run.best.report)
@@ -189,18 +176,32 @@ class Trainer:
             return last
         return last or epoch - run.best.epoch >= self.config.patience
 
-    def _train_epoch(self, rows: RowTensors) -> dict[str, Any]:
+    def _train_epoch(self, loader: Loader) -> dict[str, Any]:
         self.model.train()
-        run = self._run
-        self._observer.start_epoch(self._steps_per_epoch, taken=run.batches)
-        for rows_B in islice(self._batches(rows, run.epoch), run.batches, None):
-            losses = self._step(rows.take(rows_B), rows.targets(rows_B))
+        run, accumulate = self._run, self.config.accumulate
+        num_batches = self.model.embeddings.shard.most(loader.steps_per_epoch, self.device)
+        num_steps = math.ceil(num_batches / accumulate) * self.config.max_epochs
+        self._observer.start_epoch(num_batches, taken=run.batches)
+        batches = self._batches(loader)
+        run.clock.start()
+        while taken := list(islice(batches, accumulate)):
+            run.clock.lap("read")
+            factor = self.config.schedule.factor(run.steps, num_steps)
+            losses = self.stepper.take(taken, factor=factor, clock=run.clock)
             run.sums_T += losses.means_T * losses.totals_T
             run.totals_T += losses.totals_T
             run.steps += 1
-            run.batches += 1
+            run.batches += len(taken)
             if self._checkpoint is not None and self._checkpoint.is_due():
                 self._checkpoint.save(self._snapshot())
+                run.clock.start()
+        return {"epoch": run.epoch} | self._losses() | self._observer.record() | self._times()
+
+    def _losses(self) -> dict[str, float]:
+        """Return the epoch's losses; refuse what is not finite, among weights, too."""
+        run = self._run
+        sum_(run.sums_T, self.processes)
+        sum_(run.totals_T, self.processes)
         means = (run.sums_T / run.totals_T.where(run.totals_T > 0, 1)).tolist()
         named = {
             f"train_loss.{task.name}": loss
@@ -212,123 +213,31 @@ class Trainer:
         weighted = sum(
             task.weight * loss for task, loss in zip(self.schema.tasks, means, strict=True)
         )
-        return {"train_loss": weighted} | named | self._observer.record()
+        return {"train_loss": weighted} | named
 
-    def _batches(self, rows: RowTensors, epoch: int) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        batches: Iterable[Tensor]
-        if rows.groups is not None:
-            batches = grouped_batches(rows.groups, self.config.batch_size, generator)
-        else:
-            order = torch.randperm(rows.num_rows, generator=generator).to(self.device)
-            batches = torch.split(order, self.config.batch_size)
+    def _times(self) -> dict[str, float]:
+        seconds = {f"{phase}_seconds": spent for phase, spent in self._run.clock.seconds.items()}
+        return seconds | {"train_seconds": self._run.seconds_since_start()}
+
+    def _batches(self, loader: Loader) -> Iterator[tuple[Inputs, Targets]]:
+        epoch = self._run.epoch
         named = f"epoch {epoch}/{self.config.max_epochs}"
-        with tqdm(total=rows.num_rows, desc=named, unit="rows", disable=not self.progress) as bar:
-            for rows_B in batches:
-                yield rows_B
-                bar.update(rows_B.numel())
-
-    def _step(self, inputs: Inputs, targets: Targets) -> TaskLosses:
-        """Take one step; return the losses before it, still on the device."""
-        embedded = self.model.embeddings(inputs)
-        for vectors_SD in embedded.vectors:
-            vectors_SD.requires_grad_()
-        half = self.config.precision == "bfloat16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
-            predicted = self.model.from_embedded(embedded, inputs)
-        losses = self._losses(predicted.headed, targets)
-        weighted_T = losses.means_T * self.task_weights_T
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        boundary = Boundary(embedded.vectors, self._dense)
-        look = self._observer.is_due()
-        seen_TT = None
-        if look and not self.balancer.gives_gramian:
-            seen_TT = task_gramian(weighted_T, boundary)
-        balanced = self.balancer.backward(
-            weighted_T,
-            weighted_T.detach() != 0,
-            boundary,
-            penalty=self._penalty(predicted, targets),
-        )
-        gramian_TT = balanced.gramian_TT if seen_TT is None else seen_TT
-        if look and gramian_TT is not None:
-            self._observer.see(predicted.shared, balanced.weights_T, gramian_TT)
-        if self.config.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._dense, self.config.clip_norm)
-        factor = self._set_rates()
-        for optimizer in self.optimizers:
-            optimizer.step()
-        if self._average is not None:
-            self._update_average(self._average, self.config.average or 0)
-        gradients = [
-            torch.zeros_like(vectors_SD) if vectors_SD.grad is None else vectors_SD.grad
-            for vectors_SD in embedded.vectors
-        ]
-        self.table_optimizer.step(embedded.touched, gradients, factor=factor)
-        return TaskLosses(losses.means_T.detach(), losses.totals_T)
-
-    def _set_rates(self) -> float:
-        """Give the optimizers their rates for this step; return the schedule's factor."""
-        num_steps = self._steps_per_epoch * self.config.max_epochs
-        factor = self.config.schedule.factor(self._run.steps, num_steps)
-        for optimizer, rates in zip(self.optimizers, self._rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
-        return factor
-
-    def _losses(self, headed: Headed, targets: Targets) -> TaskLosses:
-        outputs = self.model.outputs
-        return task_losses(
-            headed, targets, self.schema.tasks, outputs.mean_T, outputs.std_T, self.model.heads
-        )
-
-    def _penalty(self, predicted: Predicted, targets: Targets) -> Tensor | None:
-        """Return what the sharing structure and the heads add to the loss."""
-        found = [predicted.shared.penalty, self.model.heads.penalty(predicted.headed, targets)]
-        terms = [term for term in found if term is not None]
-        return sum(terms[1:], start=terms[0]) if terms else None
-
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Put the running mean of the weights in their place inside the block."""
-        if self._average is None:
-            yield
-            return
-        self._swap_average()
-        try:
-            yield
-        finally:
-            self._swap_average()
-
-    @torch.no_grad()
-    def _update_average(self, average: Sequence[Tensor], decay: float) -> None:
-        for parameter, mean in zip(self._dense, average, strict=True):
-            mean.lerp_(parameter, 1 - decay)
-
-    @torch.no_grad()
-    def _swap_average(self) -> None:
-        for parameter, mean in zip(self._dense, self._average or (), strict=True):
-            held = parameter.clone()
-            parameter.copy_(mean)
-            mean.copy_(held)
+        found = loader.batches(epoch, skip=self._run.batches)
+        if self.processes is not None:
+            found = _in_step(found, loader, self.model.embeddings.shard, self.device)
+        with tqdm(total=loader.num_rows, desc=named, unit="rows", disable=not self.progress) as bar:
+            for inputs, targets in found:
+                yield inputs, targets
+                bar.update(len(inputs))
 
     def _snapshot(self) -> Snapshot:
         """Return all that changes during a run."""
         run, (looks, seen) = self._run, self._observer.state()
         kept, weights = run.best.state()
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for number, optimizer in enumerate(self.optimizers):
-            for place, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{number}.{place}.{key}": v for key, v in state.items()}
-        tensors |= {f"table.{n}": v for n, v in enumerate(self.table_optimizer.accumulators)}
-        tensors |= {f"average.{n}": v for n, v in enumerate(self._average or ())}
-        tensors |= {f"balance.{name}": v for name, v in self.balancer.state_dict().items()}
+        tensors = self.stepper.state()
         tensors |= {f"observer.{name}": value for name, value in seen.items()}
         tensors |= {f"best.{name}": value for name, value in weights.items()}
-        tensors |= {"sums": run.sums_T, "totals": run.totals_T, "random": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            tensors["random_cuda"] = torch.cuda.get_rng_state(self.device)
+        tensors |= {"sums": run.sums_T, "totals": run.totals_T}
         return Snapshot(run.values() | {"looks": looks, "best": kept}, tensors)
 
     def _load(self, saved: Snapshot) -> None:
@@ -336,42 +245,37 @@ class Trainer:
         values, tensors = saved.values, saved.tensors
         self._run.load(values, tensors["sums"], tensors["totals"])
         self._run.best.load_state(values["best"], under("best.", tensors))
-        self.model.load_state_dict(under("model.", tensors))
-        for number, optimizer in enumerate(self.optimizers):
-            state: dict[int, dict[str, Tensor]] = {}
-            for name, value in under(f"optimizer.{number}.", tensors).items():
-                place, key = name.split(".", 1)
-                # fused optimizers want the count of steps beside the weights, others on the CPU
-                state.setdefault(int(place), {})[key] = value
-            whole = optimizer.state_dict() | {"state": state}
-            optimizer.load_state_dict(whole)
-        for number, accumulator_R in enumerate(self.table_optimizer.accumulators):
-            accumulator_R.copy_(tensors[f"table.{number}"])
-        for number, mean in enumerate(self._average or ()):
-            mean.copy_(tensors[f"average.{number}"])
-        self.balancer.load_state_dict(under("balance.", tensors))
+        self.stepper.load_state(tensors)
         self._observer.load_state(values["looks"], under("observer.", tensors))
-        torch.set_rng_state(tensors["random"].cpu())
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["random_cuda"].cpu(), self.device)
 
     def _finish_tables(self) -> None:
-        accumulators = self.table_optimizer.accumulators
-        for table, accumulator_R in zip(self.model.embeddings.each(), accumulators, strict=True):
-            table.fill_untrained(accumulator_R > 0)
+        count = len(self.model.embeddings.each())
+        trained = [self.stepper.trained(number) for number in range(count)]
+        self.model.embeddings.fill_untrained(trained)
 
     def _validate(
         self, epoch: int, valid: Batch, rows: RowTensors
     ) -> tuple[dict[str, float], Report]:
         headed = predict_heads(self.model, rows)
         losses_T = validation_losses(self.model, self.schema, rows, headed)
-        record = {"valid_loss": float((losses_T * self.task_weights_T.cpu()).sum())}
+        record = {"valid_loss": float((losses_T * self.stepper.task_weights_T.cpu()).sum())}
         _check_finite(epoch, record)
         report = evaluate_logits(self.model, self.schema, valid, headed.logits_BZ)
         record |= {
             f"valid.{found.task}.{found.metric}": found.value for found in report.measurements
         }
         return record, report
+
+
+def _in_step(
+    batches: Iterator[tuple[Inputs, Targets]], loader: Loader, shard: Shard, device: torch.device
+) -> Iterator[tuple[Inputs, Targets]]:
+    """Yield empty batches where other processes still have rows: every step is taken by all."""
+    while True:
+        found = next(batches, None)
+        if not shard.most(int(found is not None), device):
+            return
+        yield loader.nothing() if found is None else found
 
 
 def _check_finite(epoch: int, numbers: Mapping[str, float]) -> None:

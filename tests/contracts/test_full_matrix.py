@@ -152,7 +152,7 @@ def _train_two_steps(trainer: Trainer, tasks: tuple[Task, ...]) -> None:
     reached = {name: 0.0 for name, p in trainer.model.named_parameters() if p.requires_grad}
     before = [table.weight_RD.clone() for table in trainer.model.embeddings.each()]
     for _ in range(2):
-        losses = trainer._step(rows.take(everything), rows.targets(everything))
+        losses = trainer.stepper.take([(rows.take(everything), rows.targets(everything))])
         assert losses.means_T.isfinite().all()
         for name in reached:
             gradient = trainer.model.get_parameter(name).grad

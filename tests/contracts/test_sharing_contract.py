@@ -182,6 +182,33 @@ def test_experts_are_returned_for_every_level_of_gates(kind: str, num_tasks: int
         assert {expert_BH.shape for expert_BH in experts} == {(7, module.output_dim)}
 
 
+@pytest.mark.parametrize("num_tasks", TASKS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_roster_tells_which_expert_each_column_of_a_gate_is(kind: str, num_tasks: int) -> None:
+    """A task's gradient on an expert it mixes is its share; the last level's are seen in the tasks."""
+    found = _module(kind, num_tasks).double()(
+        _views(kind, 7, num_tasks=num_tasks, dtype=torch.float64)
+    )
+    assert len(found.rosters) == len(found.gates)
+    for roster, gates, experts in zip(found.rosters, found.gates, found.experts, strict=True):
+        assert len(roster.names) == len(set(roster.names)) == len(experts)
+        assert [len(numbers) for numbers in roster.reads] == [g.shape[1] for g in gates]
+    if not found.gates:
+        return
+    roster, gates, experts = found.rosters[-1], found.gates[-1], found.experts[-1]
+    for task_BH, gate_BE, numbers in zip(found.tasks, gates, roster.reads, strict=False):
+        gradients = torch.autograd.grad(
+            task_BH.sum(), experts, retain_graph=True, allow_unused=True
+        )
+        for number, gradient_BH in enumerate(gradients):
+            if number not in numbers:
+                assert gradient_BH is None or (gradient_BH == 0).all()
+            elif gradient_BH is not None and number not in roster.bypassing:
+                share_B = gate_BE[:, numbers.index(number)]
+                torch.testing.assert_close(gradient_BH, share_B[:, None].expand_as(gradient_BH))
+        assert sum(gradient_BH is not None for gradient_BH in gradients) > 0
+
+
 @pytest.mark.parametrize("kind", GATED)
 def test_gate_dropout_acts_in_training_only_and_penalties_on_demand(kind: str) -> None:
     gating = {"dropout": 0.5, "temperature": 2.0, "load_balance": 0.1}

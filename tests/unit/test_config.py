@@ -153,6 +153,23 @@ WRONG = [
     ('"ctr.auc"', '"ctr.recall"', "training.monitor must be"),
     ("valid = ", "test = ", "run.refit needs tables.valid"),
     ("[run]", '[run]\ndevice = "abacus"', "run.device must be"),
+    # the model against the schema
+    (
+        "[model]",
+        "[model]\nsequences = [{ kind = 'din', feature = 'hour' }]",
+        "model.sequences must each be for a History feature. Found 'hour'",
+    ),
+    (
+        "[model]",
+        "[model]\nextractors = [{ kind = 'mlp', feature = 'hour' }]",
+        "model.extractors must each be for a Vector",
+    ),
+    ("[model]", "[model]\nheads = { kind = 'esmm' }", "model.heads: Heads 'esmm' need a binary"),
+    (
+        "[training]",
+        "[training]\ntower_optimizers = [{ task = 'cvr', optimizer = { kind = 'sgd' } }]",
+        "training.tower_optimizers",
+    ),
     # tables, columns and conditions
     ('"rows.parquet"', '"nowhere.parquet"', "tables.interactions: "),
     ('"users.parquet"', '"nowhere.parquet"', "tables.users: "),
@@ -166,6 +183,11 @@ WRONG = [
         'label = "click"',
         'label = "click", sample_weight = "w"',
         "schema.tasks[0].sample_weight reads column 'w'",
+    ),
+    (
+        'label = "click"',
+        'label = "click", ranking = "pairwise", group = "page"',
+        "schema.tasks[0].group reads column 'page'",
     ),
     ("day < '2022-05-03'", "day <", "tables.train must be an SQL condition"),
     ("day < '2022-05-03'", "dya < '2022-05-03'", "tables.train must be an SQL condition"),
@@ -194,6 +216,27 @@ def test_no_row_is_read_to_check_a_config(write, tmp_path):
     rows = read_config(file).rows()
     with pytest.raises(EncodingError, match="could not be read"):
         rows["train"].frame(["hour"])
+
+
+@pytest.mark.parametrize(
+    ("section", "part", "text"),
+    [
+        ("[model]", "sequences = [{ kind = 'din', feature = 'hour' }]", "model.sequences"),
+        ("[model]", "heads = { kind = 'esmm' }", "model.heads"),
+        (
+            "[training]",
+            "tower_optimizers = [{ task = 'x', optimizer = { kind = 'sgd' } }]",
+            "training.tower_optimizers",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_schema_is_refused_though_no_row_can_be_read(
+    write, tmp_path, section, part, text
+):
+    file = write((section, f"{section}\n{part}"))
+    for name in ("rows.parquet", "users.parquet"):
+        (tmp_path / name).write_bytes(b"no table")
+    assert problem(file).startswith(text)
 
 
 @pytest.mark.parametrize("data", [b"[tables", b"\xff\xfe", b"a = 1\na = 2"])

@@ -1,6 +1,7 @@
 import itertools
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,13 @@ import torch
 
 from recsys_mtl import model_dir
 from recsys_mtl.errors import ModelDirError
-from recsys_mtl.model_dir import ModelDir, check_target, read_model_dir, write_model_dir
+from recsys_mtl.model_dir import (
+    ModelDir,
+    TrainingTensors,
+    check_target,
+    read_model_dir,
+    write_model_dir,
+)
 
 
 def made(number: float = 1.0) -> ModelDir:
@@ -48,6 +55,40 @@ def resigned(folder, changes):
 def test_what_is_written_is_read(tmp_path):
     write_model_dir(tmp_path / "model", made())
     assert same(read_model_dir(tmp_path / "model"), made())
+
+
+def with_training(number: float):
+    return replace(made(), training=TrainingTensors({"moment": torch.full((2,), number)}))
+
+
+def test_training_state_is_read_when_it_is_asked_for(tmp_path):
+    write_model_dir(tmp_path / "model", with_training(3.0))
+    found = read_model_dir(tmp_path / "model")
+    assert same(found, made())
+    assert found.training.tensors()["moment"].tolist() == [3, 3]
+    write_model_dir(tmp_path / "copy", found)
+    assert read_model_dir(tmp_path / "copy").training.tensors()["moment"].tolist() == [3, 3]
+    write_model_dir(tmp_path / "model", made())
+    assert read_model_dir(tmp_path / "model").training is None
+    with pytest.raises(ModelDirError, match=r"training\.safetensors must be a plain file"):
+        found.training.tensors()
+
+
+def test_training_state_of_another_model_is_refused(tmp_path):
+    write_model_dir(tmp_path / "model", with_training(3.0))
+    found = read_model_dir(tmp_path / "model")
+    write_model_dir(tmp_path / "model", with_training(4.0))
+    with pytest.raises(ModelDirError, match=r"training\.safetensors was changed"):
+        found.training.tensors()
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_training_state_is_there_if_and_only_if_it_is_listed(tmp_path, listed):
+    write_model_dir(tmp_path / "model", with_training(3.0) if listed else made())
+    file = tmp_path / "model" / "training.safetensors"
+    file.unlink() if listed else file.write_bytes(b"")
+    with pytest.raises(ModelDirError, match=r"Missing or extra: \['training\.safetensors'\]"):
+        read_model_dir(tmp_path / "model")
 
 
 def test_arrays_that_are_not_contiguous_are_written_whole(tmp_path):

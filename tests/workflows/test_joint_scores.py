@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import log_loss, roc_auc_score
 
 from recsys_mtl import Binary, Categorical, MultiTaskRanker, Schema, SharedBottom, Towers, load
 from recsys_mtl.network import Heads
@@ -69,6 +69,46 @@ def test_the_joint_score_is_measured_on_all_impressions() -> None:
     assert found.value("ctcvr", "auc") == pytest.approx(expected, abs=1e-6)
     assert "valid.ctcvr.auc" not in ranker.history_.columns
     assert 0.5 < expected < 1
+
+
+@pytest.mark.parametrize("weighing", [("ctr", "cvr"), ("ctr",), ("cvr",)])
+def test_sample_weights_of_a_joint_score_are_those_of_the_label_that_decides(
+    weighing: tuple[str, ...],
+) -> None:
+    """No click decides with the weight of the click, a click with the weight of the purchase."""
+    rng = np.random.default_rng(1)
+    table = _table().with_columns(
+        w_ctr=pl.Series(rng.uniform(0, 3, 3000)),
+        w_cvr=pl.Series(rng.choice([0.0, 0.5, 4.0], 3000)),
+        buy=pl.when(pl.int_range(pl.len()) % 7 == 0).then(None).otherwise(pl.col("buy")),
+    )
+    named = {task: f"w_{task}" for task in weighing}
+    schema = Schema(
+        context=[Categorical("item")],
+        tasks=[
+            Binary("ctr", label="click", sample_weight=named.get("ctr")),
+            Binary("cvr", label="buy", within="ctr", joint="ctcvr", sample_weight=named.get("cvr")),
+        ],
+    )
+    ranker = MultiTaskRanker(
+        schema, sharing=SharedBottom((8,)), heads=ESMM(()), max_epochs=1, device="cpu",
+        random_state=0,
+    ).fit(table)  # fmt: skip
+    click, bought = table["click"].to_numpy() == 1, table["buy"].fill_null(0).to_numpy() == 1
+    known = ~click | table["buy"].is_not_null().to_numpy()
+    weights_of = {
+        task: table[named[task]].to_numpy() if task in named else np.ones(3000)
+        for task in ("ctr", "cvr")
+    }
+    weights = np.where(click, weights_of["cvr"], weights_of["ctr"])[known]
+    label = (click & bought)[known]
+    scores = ranker.predict(table)["ctcvr"].to_numpy()[known].astype(float)
+    found = ranker.evaluate(table)
+    expected = roc_auc_score(label, scores, sample_weight=weights)
+    assert found.value("ctcvr", "auc") == pytest.approx(expected, abs=1e-6)
+    assert abs(expected - roc_auc_score(label, scores)) > 1e-3
+    loss = log_loss(label, scores, sample_weight=weights)
+    assert found.value("ctcvr", "log_loss") == pytest.approx(loss, rel=1e-5)
 
 
 def test_validation_may_be_judged_by_the_joint_score() -> None:

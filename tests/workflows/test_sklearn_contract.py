@@ -24,6 +24,7 @@ from recsys_mtl import (
     Side,
 )
 from recsys_mtl.errors import EncodingError, NotFittedError, SchemaError
+from recsys_mtl.fitting import Fit
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,7 @@ def test_refit_trains_as_long_as_valid_has_chosen_on_both_tables(small, log):
 
 def test_refit_refuses_rows_with_other_side_tables_before_training(make, log, monkeypatch):
     unfitted = make()
-    monkeypatch.setattr(MultiTaskRanker, "_train", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(Fit, "run", lambda *_: pytest.fail("it was trained"))
     with pytest.raises(ValueError, match="share their users and items"):
         unfitted.fit(log.rows(log.part("train")), valid=log.flat(log.part("valid")), refit=True)
 
@@ -216,7 +217,7 @@ def test_an_interrupted_fit_leaves_the_fitted_ranker_as_it_was(small, flat, monk
 
     before = small.fit(flat).predict(flat)
 
-    def interrupted(trainer, train, valid, *, checkpoint):
+    def interrupted(*arguments: object, **named: object):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "fit", interrupted)

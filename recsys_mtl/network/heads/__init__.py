@@ -4,7 +4,14 @@ import importlib
 import pkgutil
 
 from recsys_mtl.network.heads.aitm import AITM
-from recsys_mtl.network.heads.base import Headed, Heads, HeadsModule, RowLosses, logit_slices
+from recsys_mtl.network.heads.base import (
+    Headed,
+    Heads,
+    HeadsModule,
+    RowLosses,
+    idle_links,
+    logit_slices,
+)
 from recsys_mtl.network.heads.dbmtl import DBMTL
 from recsys_mtl.network.heads.escm2 import ESCM2
 from recsys_mtl.network.heads.esmm import ESMM
@@ -27,6 +34,7 @@ __all__ = [
     "RowLosses",
     "Serial",
     "Towers",
+    "idle_links",
     "joints",
     "logit_slices",
 ]

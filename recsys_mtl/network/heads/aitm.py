@@ -52,6 +52,8 @@ class AITM(Heads, kind="aitm"):
     Multi-task Learning in Targeted Display Advertising", KDD 2021, section 3.
     """
 
+    links = "parents"
+
     dims: Dims = (64,)
     _: KW_ONLY
     output_dims: Dims = ()

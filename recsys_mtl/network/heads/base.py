@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -81,9 +82,36 @@ class HeadsModule(nn.Module, ABC):
 class Heads(Spec, ABC):
     """A choice of heads. Subclasses are specs with a `kind`, one file each."""
 
+    links: ClassVar[Literal["none", "within", "parents"] | None] = None
+    """Which links between tasks the heads act on; None: they do not say."""
+
     @abstractmethod
     def build(self, input_dim: int, tasks: Sequence[Task]) -> HeadsModule:
         """Make the module for representations of width `input_dim`."""
+
+
+def idle_links(heads: Heads, tasks: Sequence[Task]) -> str | None:
+    """Say which of the heads' or the tasks' links change nothing, and what to do; None: all count."""
+    linked = [task.name for task in tasks if task.built_on]
+    if heads.links == "parents" and not linked:
+        return (
+            f"Heads {heads.kind!r} connect tasks with their parents, and no task has any: they equal"
+            f" 'towers'. Name them, as in Binary({tasks[-1].name!r}, ..., parents=[...]), or choose"
+            " heads 'towers'."
+        )
+    if heads.links not in {"none", "within"}:
+        return None
+    idle = [
+        task
+        for task in tasks
+        if task.parents and not (heads.links == "within" and set(task.parents) == {task.within})
+    ]
+    if not idle:
+        return None
+    return (
+        f"Task {idle[0].name!r} has parents {list(idle[0].built_on)}, which heads {heads.kind!r} do not"
+        " read. Remove them, or choose heads 'serial', 'aitm' or 'dbmtl'."
+    )
 
 
 def logit_slices(tasks: Sequence[Task]) -> tuple[slice, ...]:

@@ -42,6 +42,8 @@ class DBMTL(Heads, kind="dbmtl"):
     2019.
     """
 
+    links = "parents"
+
     dims: Dims = (64,)
     _: KW_ONLY
     relation_dims: ExpertDims = (32,)

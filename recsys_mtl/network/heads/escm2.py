@@ -68,6 +68,8 @@ class ESCM2(Heads, kind="escm2"):
     ICML 2019.
     """
 
+    links = "within"
+
     method: Literal["ipw", "dr"] = "ipw"
     _: KW_ONLY
     dims: Dims = (64,)

@@ -42,6 +42,8 @@ class ESMM(Heads, kind="esmm"):
     Conversion Rate", SIGIR 2018, equation 3.
     """
 
+    links = "within"
+
     dims: Dims = (64,)
     _: KW_ONLY
     dropout: Dropout = 0.0

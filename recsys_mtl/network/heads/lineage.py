@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from recsys_mtl.errors import SchemaError
-from recsys_mtl.schema import Task
+from recsys_mtl.schema import Task, find_circle
 
 
 def parent_numbers(tasks: Sequence[Task]) -> tuple[tuple[int, ...], ...]:
@@ -36,16 +36,16 @@ def parents_first(tasks: Sequence[Task]) -> tuple[int, ...]:
         If a task leads back to itself.
     """
     parents = parent_numbers(tasks)
+    circle = find_circle({task.name: task.built_on for task in tasks})
+    if circle is not None:
+        raise SchemaError(
+            f"Parents must not lead back to a task itself. Found {circle}: remove one of these"
+            " parents."
+        )
     order: list[int] = []
     left = list(range(len(tasks)))
     while left:
         ready = [number for number in left if set(parents[number]) <= set(order)]
-        if not ready:
-            names = [tasks[number].name for number in left]
-            raise SchemaError(
-                f"Parents must not lead back to a task itself. Found a circle among {names}:"
-                " remove one of their parents."
-            )
         order += ready
         left = [number for number in left if number not in ready]
     return tuple(order)

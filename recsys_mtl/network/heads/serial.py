@@ -36,6 +36,8 @@ class Serial(Heads, kind="serial"):
         Whether a task's loss leaves its parents' towers alone.
     """
 
+    links = "parents"
+
     dims: Dims = (64,)
     _: KW_ONLY
     dropout: Dropout = 0.0

@@ -63,6 +63,8 @@ class Towers(Heads, kind="towers"):
         Share of activations dropped after each hidden layer in training.
     """
 
+    links = "none"
+
     dims: Dims = (64,)
     _: KW_ONLY
     dropout: Dropout = 0.0

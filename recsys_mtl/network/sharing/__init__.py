@@ -4,7 +4,15 @@ import importlib
 import pkgutil
 
 from recsys_mtl.network.sharing.adatt import AdaTT
-from recsys_mtl.network.sharing.base import Columns, Shared, Sharing, SharingModule
+from recsys_mtl.network.sharing.base import (
+    Columns,
+    Roster,
+    Shared,
+    Sharing,
+    SharingModule,
+    expert_names,
+    whole_roster,
+)
 from recsys_mtl.network.sharing.cgc import CGC
 from recsys_mtl.network.sharing.cross_stitch import CrossStitch
 from recsys_mtl.network.sharing.gating import Gating
@@ -31,8 +39,11 @@ __all__ = [
     "MMoE",
     "OMoE",
     "PEPNet",
+    "Roster",
     "Shared",
     "SharedBottom",
     "Sharing",
     "SharingModule",
+    "expert_names",
+    "whole_roster",
 ]

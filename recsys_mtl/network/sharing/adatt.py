@@ -21,6 +21,8 @@ from recsys_mtl.network.sharing.base import (
     Shared,
     Sharing,
     SharingModule,
+    expert_names,
+    whole_roster,
 )
 from recsys_mtl.network.sharing.gating import Gating
 from recsys_mtl.spec import spec
@@ -66,7 +68,7 @@ class AdaTT(Sharing, kind="adatt"):
 
     def build(self, input_dim: int, tasks: Sequence[str], columns: Columns) -> SharingModule:
         """Make the module."""
-        return _AdaTT(self, input_dim, len(tasks))
+        return _AdaTT(self, input_dim, tasks)
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,14 @@ class _Level(nn.Module):
 
 
 class _AdaTT(SharingModule):
-    def __init__(self, spec: AdaTT, input_dim: int, num_tasks: int) -> None:
+    def __init__(self, spec: AdaTT, input_dim: int, tasks: Sequence[str]) -> None:
         super().__init__()
         widths = [input_dim, *[spec.expert_dims[-1]] * (spec.num_levels - 1)]
-        self.levels = nn.ModuleList(_Level(spec, width, num_tasks) for width in widths)
+        self.levels = nn.ModuleList(_Level(spec, width, len(tasks)) for width in widths)
         self.gating = spec.gating
-        self.num_tasks = num_tasks
+        self.num_tasks = len(tasks)
+        names = expert_names(tasks, spec.num_task_experts)
+        self.rosters = (whole_roster(names, len(tasks), bypassing=True),) * spec.num_levels
         self.output_dim = spec.expert_dims[-1]
 
     def forward(self, x_BVI: Tensor) -> Shared:
@@ -129,4 +133,5 @@ class _AdaTT(SharingModule):
             tasks = levels[-1].tasks
         gates = tuple(level.gates for level in levels)
         penalty = self.gating.penalty(gate_BE for level in gates for gate_BE in level)
-        return Shared(tasks, gates, tuple(level.experts for level in levels), penalty)
+        experts = tuple(level.experts for level in levels)
+        return Shared(tasks, gates, experts, penalty, self.rosters)

@@ -23,6 +23,36 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
+class Roster:
+    """Which experts a level has, and which of them each of its gates mixes.
+
+    Parameters
+    ----------
+    names
+        Name of every expert, in the order of their outputs.
+    reads
+        Per gate, the number of the expert behind each of its columns, from 0.
+    bypassing
+        Numbers of the experts that a task reads past the gates, too, by a residual or a self-gate.
+    """
+
+    names: tuple[str, ...]
+    reads: tuple[tuple[int, ...], ...]
+    bypassing: tuple[int, ...] = ()
+
+
+def whole_roster(names: Sequence[str], num_gates: int, *, bypassing: bool = False) -> Roster:
+    """Return the roster of a level in which every gate mixes all experts."""
+    everyone = tuple(range(len(names)))
+    return Roster(tuple(names), (everyone,) * num_gates, everyone if bypassing else ())
+
+
+def expert_names(owners: Sequence[str], count: int) -> tuple[str, ...]:
+    """Name so many experts of each owner in turn, such as ``"ctr #1"``, from 1."""
+    return tuple(f"{owner} #{number}" for owner in owners for number in range(1, count + 1))
+
+
+@dataclass(frozen=True)
 class Shared:
     """What a sharing structure returns.
 
@@ -37,12 +67,16 @@ class Shared:
         Per level, the output (B, H) of every expert; empty without experts.
     penalty
         A term of the loss that the structure adds in training, such as a load-balance loss.
+    rosters
+        Per level, which expert each column of the gates is. Without them gates that are as wide as
+        the level has experts are taken to mix all of them in order; of others no load is told.
     """
 
     tasks: tuple[Tensor, ...]
     gates: tuple[tuple[Tensor, ...], ...] = ()
     experts: tuple[tuple[Tensor, ...], ...] = ()
     penalty: Tensor | None = None
+    rosters: tuple[Roster, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,11 @@ from recsys_mtl.network.sharing.base import (
     Count,
     Dropout,
     ExpertDims,
+    Roster,
     Shared,
     Sharing,
     SharingModule,
+    expert_names,
 )
 from recsys_mtl.network.sharing.gating import Gating
 from recsys_mtl.spec import spec
@@ -96,7 +98,7 @@ class HoME(Sharing, kind="home"):
                 f" {sorted(tasks)}; name each task in one group or leave groups out."
             )
         number = {name: place for place, group in enumerate(self.groups) for name in group}
-        return _HoME(self, input_dim, [number.get(name, 0) for name in tasks])
+        return _HoME(self, input_dim, tasks, [number.get(name, 0) for name in tasks])
 
 
 class _FeatureGate(nn.Module):
@@ -220,12 +222,15 @@ class _TaskLevel(nn.Module):
 
 
 class _HoME(SharingModule):
-    def __init__(self, spec: HoME, input_dim: int, group_of: Sequence[int]) -> None:
+    def __init__(
+        self, spec: HoME, input_dim: int, tasks: Sequence[str], group_of: Sequence[int]
+    ) -> None:
         super().__init__()
         self.output_dim = spec.expert_dims[-1]
         self.level1 = _MetaLevel(spec, input_dim, max(group_of) + 1)
         self.level2 = _TaskLevel(spec, self.output_dim, group_of)
         self.gating, self.group_of = spec.gating, tuple(group_of)
+        self.rosters = _rosters(spec, tasks, group_of)
 
     def forward(self, x_BVI: Tensor) -> Shared:
         level1 = self.level1(x_BVI[:, 0])
@@ -233,7 +238,42 @@ class _HoME(SharingModule):
         *groups, shared_BE = level1.gates
         first = (*(groups[place] for place in self.group_of), shared_BE)
         penalty = self.gating.penalty([*level1.gates, *gates])
-        return Shared(tuple(tasks), (first, tuple(gates)), (level1.experts, experts), penalty)
+        return Shared(
+            tuple(tasks),
+            (first, tuple(gates)),
+            (level1.experts, experts),
+            penalty,
+            self.rosters,
+        )
+
+
+def _rosters(spec: HoME, tasks: Sequence[str], group_of: Sequence[int]) -> tuple[Roster, Roster]:
+    """Say what gates mix: what is their own first, then the rest that they see; self-gates bypass."""
+    num_groups = max(group_of) + 1
+    groups = expert_names(
+        [f"group {place}" for place in range(1, num_groups + 1)], spec.num_group_experts
+    )
+    shared = expert_names(["shared"], spec.num_shared_experts)
+    own = expert_names(tasks, spec.num_task_experts)
+
+    def block(start: int, place: int, width: int) -> tuple[int, ...]:
+        return tuple(range(start + place * width, start + (place + 1) * width))
+
+    def group_and_shared(start: int, group: int) -> tuple[int, ...]:
+        behind = start + len(groups)
+        return block(start, group, spec.num_group_experts) + block(behind, 0, len(shared))
+
+    meta = [group_and_shared(0, group) for group in group_of]
+    meta.append((*block(len(groups), 0, len(shared)), *block(0, 0, len(groups))))
+    level1 = (*groups, *shared)
+    level2 = [
+        block(0, place, spec.num_task_experts) + group_and_shared(len(own), group)
+        for place, group in enumerate(group_of)
+    ]
+    return (
+        Roster(level1, tuple(meta), bypassing=tuple(range(len(level1)))),
+        Roster((*own, *level1), tuple(level2), bypassing=tuple(range(len(own)))),
+    )
 
 
 def _experts(spec: HoME, input_dim: int, count: int) -> nn.ModuleList:

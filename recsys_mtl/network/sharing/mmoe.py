@@ -19,6 +19,8 @@ from recsys_mtl.network.sharing.base import (
     Shared,
     Sharing,
     SharingModule,
+    expert_names,
+    whole_roster,
 )
 from recsys_mtl.network.sharing.gating import Gating
 from recsys_mtl.spec import spec
@@ -71,6 +73,8 @@ class _MMoE(SharingModule):
             normalize=spec.normalize_experts,
         )
         self.gates = spec.gating.gates(input_dim, spec.num_experts, num_tasks)
+        names = expert_names(["shared"], spec.num_experts)
+        self.rosters = (whole_roster(names, num_tasks),)
         self.output_dim = spec.expert_dims[-1]
 
     def forward(self, x_BVI: Tensor) -> Shared:
@@ -78,4 +82,5 @@ class _MMoE(SharingModule):
         experts = tuple(expert(x_BI) for expert in self.experts)
         gates_BTE = gate_all(self.gates, x_BI)
         gates = gates_BTE.unbind(1)
-        return Shared(mix_all(experts, gates_BTE), (gates,), (experts,), self.gating.penalty(gates))
+        tasks = mix_all(experts, gates_BTE)
+        return Shared(tasks, (gates,), (experts,), self.gating.penalty(gates), self.rosters)

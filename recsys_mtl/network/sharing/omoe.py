@@ -19,6 +19,8 @@ from recsys_mtl.network.sharing.base import (
     Shared,
     Sharing,
     SharingModule,
+    expert_names,
+    whole_roster,
 )
 from recsys_mtl.network.sharing.gating import Gating
 from recsys_mtl.spec import spec
@@ -74,6 +76,8 @@ class _OMoE(SharingModule):
         )
         self.gate = spec.gating.gate(input_dim, spec.num_experts)
         self.num_tasks = num_tasks
+        names = expert_names(["shared"], spec.num_experts)
+        self.rosters = (whole_roster(names, num_tasks),)
         self.output_dim = spec.expert_dims[-1]
 
     def forward(self, x_BVI: Tensor) -> Shared:
@@ -85,4 +89,5 @@ class _OMoE(SharingModule):
             ((gate_BE,) * self.num_tasks,),
             (experts,),
             self.gating.penalty([gate_BE]),
+            self.rosters,
         )

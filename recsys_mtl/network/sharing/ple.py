@@ -18,9 +18,11 @@ from recsys_mtl.network.sharing.base import (
     Count,
     Dropout,
     ExpertDims,
+    Roster,
     Shared,
     Sharing,
     SharingModule,
+    expert_names,
 )
 from recsys_mtl.network.sharing.gating import Gating
 from recsys_mtl.spec import spec
@@ -68,7 +70,7 @@ class PLE(Sharing, kind="ple"):
 
     def build(self, input_dim: int, tasks: Sequence[str], columns: Columns) -> SharingModule:
         """Make the module."""
-        return _PLE(self, input_dim, len(tasks))
+        return _PLE(self, input_dim, tasks)
 
 
 @dataclass(frozen=True)
@@ -113,15 +115,19 @@ class _Level(nn.Module):
 
 
 class _PLE(SharingModule):
-    def __init__(self, spec: PLE, input_dim: int, num_tasks: int) -> None:
+    def __init__(self, spec: PLE, input_dim: int, tasks: Sequence[str]) -> None:
         super().__init__()
         widths = [input_dim, *[spec.expert_dims[-1]] * (spec.num_levels - 1)]
         self.levels = nn.ModuleList(
-            _Level(spec, width, num_tasks, last=number == spec.num_levels)
+            _Level(spec, width, len(tasks), last=number == spec.num_levels)
             for number, width in enumerate(widths, start=1)
         )
         self.gating = spec.gating
-        self.num_tasks = num_tasks
+        self.num_tasks = len(tasks)
+        self.rosters = tuple(
+            _roster(spec, tasks, shared_gate=cast("_Level", level).shared_gate is not None)
+            for level in self.levels
+        )
         self.output_dim = spec.expert_dims[-1]
 
     def forward(self, x_BVI: Tensor) -> Shared:
@@ -133,7 +139,21 @@ class _PLE(SharingModule):
             tasks, shared_BI = levels[-1].tasks, levels[-1].shared_BH
         gates = tuple(level.gates for level in levels)
         penalty = self.gating.penalty(gate_BE for level in gates for gate_BE in level)
-        return Shared(tasks, gates, tuple(level.experts for level in levels), penalty)
+        experts = tuple(level.experts for level in levels)
+        return Shared(tasks, gates, experts, penalty, self.rosters)
+
+
+def _roster(spec: PLE, tasks: Sequence[str], *, shared_gate: bool) -> Roster:
+    """Say that a task's gate mixes its own experts, then the shared ones; the shared gate all."""
+    own = spec.num_task_experts
+    shared = expert_names(["shared"], spec.num_shared_experts)
+    names = (*expert_names(tasks, own), *shared)
+    everyone = range(len(names))
+    reads = [
+        (*everyone[place * own : (place + 1) * own], *everyone[len(tasks) * own :])
+        for place in range(len(tasks))
+    ]
+    return Roster(names, (*reads, tuple(everyone)) if shared_gate else tuple(reads))
 
 
 def _experts(spec: PLE, input_dim: int, count: int) -> nn.ModuleList:

@@ -20,6 +20,8 @@ from recsys_mtl.network.sharing.base import (
     Shared,
     Sharing,
     SharingModule,
+    expert_names,
+    whole_roster,
 )
 from recsys_mtl.network.sharing.gating import Gating
 from recsys_mtl.spec import spec
@@ -73,7 +75,7 @@ class STEM(Sharing, kind="stem"):
 
     def build(self, input_dim: int, tasks: Sequence[str], columns: Columns) -> SharingModule:
         """Make the module."""
-        return _STEM(self, input_dim, len(tasks))
+        return _STEM(self, input_dim, tasks)
 
 
 @dataclass(frozen=True)
@@ -119,14 +121,20 @@ class _Level(nn.Module):
 
 
 class _STEM(SharingModule):
-    def __init__(self, spec: STEM, input_dim: int, num_tasks: int) -> None:
+    def __init__(self, spec: STEM, input_dim: int, tasks: Sequence[str]) -> None:
         super().__init__()
         widths = [input_dim, *[spec.expert_dims[-1]] * (spec.num_levels - 1)]
         self.levels = nn.ModuleList(
-            _Level(spec, width, num_tasks, last=number == spec.num_levels)
+            _Level(spec, width, len(tasks), last=number == spec.num_levels)
             for number, width in enumerate(widths, start=1)
         )
         self.gating = spec.gating
+        names = (
+            *expert_names(tasks, spec.num_task_experts),
+            *expert_names(["shared"], spec.num_shared_experts),
+        )
+        inner = whole_roster(names, len(tasks) + 1)
+        self.rosters = (*[inner] * (spec.num_levels - 1), whole_roster(names, len(tasks)))
         self.output_dim = spec.expert_dims[-1]
 
     def forward(self, x_BVI: Tensor) -> Shared:
@@ -137,7 +145,8 @@ class _STEM(SharingModule):
             views = levels[-1].views
         gates = tuple(level.gates for level in levels)
         penalty = self.gating.penalty(gate_BE for level in gates for gate_BE in level)
-        return Shared(views, gates, tuple(level.experts for level in levels), penalty)
+        experts = tuple(level.experts for level in levels)
+        return Shared(views, gates, experts, penalty, self.rosters)
 
 
 def _joined(groups: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:

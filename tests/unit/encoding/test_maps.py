@@ -297,7 +297,7 @@ def test_murmur3_has_too_few_bits_for_vocabulary_and_several_hashes(feature: Fea
     ("other", "setting"),
     [
         (Categorical("y", table="x", vocabulary=9), "vocabulary"),
-        (Bag("y", table="x", num_hashes=2), "num_lookups"),
+        (Bag("y", table="x", num_hashes=2), "num_hashes"),
         (History("y", table="x", num_buckets=77), "num_buckets"),
         (Categorical("y", table="x", min_count=3), "min_count"),
     ],

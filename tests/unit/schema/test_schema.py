@@ -121,7 +121,7 @@ def test_contradiction_is_refused(parts: dict[str, Any], text: str):
         ([Binary("a", label="y", within="a")], "within must not lead back to itself"),
         (
             [Binary("a", label="y", within="b"), Binary("b", label="z", within="a")],
-            "task 'a': within must not lead back to itself",
+            "task 'a': within must not lead back to itself. Found a -> b -> a: remove",
         ),
         (
             [
@@ -129,7 +129,7 @@ def test_contradiction_is_refused(parts: dict[str, Any], text: str):
                 Binary("b", label="y", within="c"),
                 Binary("c", label="z", within="b"),
             ],
-            "within must not lead back to itself",
+            "task 'b': within must not lead back to itself. Found b -> c -> b: remove",
         ),
     ],
 )
@@ -177,12 +177,13 @@ def built_on(**parents: list[str]):
     ("tasks", "text"),
     [
         (built_on(a=["b"]), "task 'a': parents must name tasks. Found 'b'; tasks: ['a']"),
-        (built_on(a=["a"]), "task 'a': parents must not lead back to itself"),
-        (built_on(a=["b"], b=["a"]), "parents must not lead back to itself"),
-        (built_on(root=[], a=["root", "c"], b=["a"], c=["b"]), "task 'a': parents must not lead"),
+        (built_on(a=["a"]), "task 'a': parents must not lead back to itself. Found a -> a: remove"),
+        (built_on(a=["b"], b=["a"]), "lead back to itself. Found a -> b -> a: remove"),
+        (built_on(root=[], a=["root", "c"], b=["a"], c=["b"]), "Found a -> c -> b -> a: remove"),
+        (built_on(tail=["a"], a=["b"], b=["a"]), "task 'a': parents must not lead"),
         (
             [Binary("a", label="y", parents=["b"]), Binary("b", label="y", within="a")],
-            "parents must not lead back to itself",
+            "parents must not lead back to itself. Found a -> b -> a",
         ),
     ],
 )

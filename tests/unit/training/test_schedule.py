@@ -13,6 +13,7 @@ from recsys_mtl.encoding import Batch
 from recsys_mtl.network import MultiTaskModel, RowTensors
 from recsys_mtl.schema import Schema
 from recsys_mtl.training import SGD, Adam, RowWiseAdagrad, Schedule, TrainConfig, Trainer
+from recsys_mtl.training.losses import TaskLosses
 
 MakeBatch = Callable[..., Batch]
 MakeModel = Callable[..., MultiTaskModel]
@@ -62,7 +63,9 @@ def test_layers_and_tables_move_by_the_scheduled_share(
             table_optimizer=RowWiseAdagrad(0.1),
         )
         rows = RowTensors(batch, CPU)
-        trainer._step(rows.take(torch.arange(20)), rows.targets(torch.arange(20)))
+        everything = torch.arange(20)
+        factor = trainer.config.schedule.factor(0, 10)
+        trainer.stepper.take([(rows.take(everything), rows.targets(everything))], factor=factor)
         after = model.state_dict()
         moved.append({name: after[name] - before[name] for name in before})
     assert moved[0]["features.embeddings.tables.0.weight_RD"].any()
@@ -77,7 +80,7 @@ def test_a_run_without_a_schedule_keeps_its_rates_and_one_with_a_decay_ends_at_r
     for decay in ("none", "linear"):
         trainer = _trainer(make_model(), schema, schedule=Schedule(decay=decay))
         trainer.fit(make_batch(100))
-        rates[decay] = trainer.optimizers[0].param_groups[0]["lr"]
+        rates[decay] = trainer.stepper.optimizers[0].param_groups[0]["lr"]
     assert rates == {"none": 1e-3, "linear": pytest.approx(1e-3 / 10)}  # the last of ten steps
 
 
@@ -89,7 +92,8 @@ def test_a_bound_scales_the_gradient_of_all_layers_together(
         model, batch = make_model(), make_batch(20)
         trainer = _trainer(model, schema, clip_norm=bound, optimizer=SGD(1e-30))
         rows = RowTensors(batch, CPU)
-        trainer._step(rows.take(torch.arange(20)), rows.targets(torch.arange(20)))
+        everything = torch.arange(20)
+        trainer.stepper.take([(rows.take(everything), rows.targets(everything))])
         gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
         norms[bound] = float(torch.cat(gradients).norm())
     assert norms[None] > 0.1
@@ -104,15 +108,15 @@ def test_the_running_mean_is_what_is_kept(
     dense = [name for name, value in model.named_parameters() if value.requires_grad]
     means = {name: model.get_parameter(name).detach().clone() for name in dense}
     trainer = _trainer(model, schema, average=0.8, optimizer=Adam(0.01))
-    step = trainer._step
+    take = trainer.stepper.take
 
-    def watched(*arguments: Any) -> torch.Tensor:
-        losses_T = step(*arguments)
+    def watched(*arguments: Any, **named: Any) -> TaskLosses:
+        losses = take(*arguments, **named)
         for name in dense:
             means[name] = 0.8 * means[name] + 0.2 * model.get_parameter(name).detach()
-        return losses_T
+        return losses
 
-    trainer._step = watched  # type: ignore[method-assign]
+    trainer.stepper.take = watched  # type: ignore[method-assign]
     trainer.fit(make_batch(100))
     for name in dense:
         torch.testing.assert_close(model.get_parameter(name).detach(), means[name])

@@ -22,6 +22,7 @@ from recsys_mtl.training import (
     seeded,
     task_losses,
 )
+from recsys_mtl.training.losses import TaskLosses
 
 CPU = torch.device("cpu")
 MakeBatch = Callable[..., Batch]
@@ -126,20 +127,6 @@ def test_reserved_rows_that_were_not_trained_become_the_mean_of_those_that_were(
         torch.testing.assert_close(table.weight_RD[:NUM_RESERVED], mean_D.expand(3, -1))
 
 
-def test_each_epoch_takes_every_row_once_in_an_order_of_its_own(
-    schema: Schema, make_batch: MakeBatch, make_model: MakeModel
-) -> None:
-    seen: list[list[int]] = []
-    trainer = _trainer(make_model(), schema, batch_size=20, max_epochs=2)
-    rows = RowTensors(make_batch(50), CPU)
-    for epoch in (1, 2):
-        batches = [rows_B.tolist() for rows_B in trainer._batches(rows, epoch)]
-        assert [len(batch) for batch in batches] == [20, 20, 10]
-        seen.append([row for batch in batches for row in batch])
-        assert sorted(seen[-1]) == list(range(50))
-    assert seen[0] != seen[1]
-
-
 def test_a_progress_bar_changes_nothing(
     schema: Schema,
     make_batch: MakeBatch,
@@ -166,10 +153,13 @@ def test_the_history_has_a_column_for_every_loss_and_metric(
         *("valid.genre.log_loss", "valid.genre.accuracy"),
     ]
     alone = _trainer(make_model(), schema, observe_every=0).fit(batch).history
-    assert alone.columns == ["epoch", *train, "train_seconds", "seconds"]
+    phases = [f"{phase}_seconds" for phase in ("read", "forward", "backward", "optimizer")]
+    assert alone.columns == ["epoch", *train, *phases, "train_seconds", "seconds"]
+    assert (alone[phases].sum_horizontal() <= alone["train_seconds"]).all()
     assert alone["epoch"].to_list() == [1, 2, 3]
     both = _trainer(make_model(), schema, observe_every=0).fit(batch, batch).history
-    assert both.columns == ["epoch", *train, "train_seconds", "valid_loss", *valid, "seconds"]
+    train_columns = ["epoch", *train, *phases, "train_seconds"]
+    assert both.columns == [*train_columns, "valid_loss", *valid, "seconds"]
     assert alone[train].equals(both[train])
     assert (both["seconds"] >= both["train_seconds"]).all()
 
@@ -299,14 +289,14 @@ def test_weights_that_are_not_finite_are_an_error_without_validation_rows(
 ) -> None:
     model, batch = make_model(), make_batch(30)
     trainer = _trainer(model, schema, max_epochs=1)
-    step = trainer._step
+    take = trainer.stepper.take
 
-    def broken(*arguments: Any) -> Tensor:
-        losses_T = step(*arguments)
+    def broken(*arguments: Any, **named: Any) -> TaskLosses:
+        losses = take(*arguments, **named)
         model.embeddings.each()[0].weight_RD[4, 0] = math.nan
-        return losses_T
+        return losses
 
-    trainer._step = broken  # type: ignore[method-assign]
+    trainer.stepper.take = broken  # type: ignore[method-assign]
     with pytest.raises(FloatingPointError, match=r"epoch 1.*embeddings.tables.0.weight_RD"):
         trainer.fit(batch)
 
@@ -323,7 +313,8 @@ def test_tables_are_drawn_afresh_before_every_epoch_but_the_first(
 
     def watched(*arguments: Any) -> dict[str, float]:
         largest = max(float(table.weight_RD.abs().max()) for table in model.embeddings.each())
-        seen = max(float(state.max()) for state in trainer.table_optimizer.accumulators)
+        states = trainer.stepper.table_optimizer.state().values()
+        seen = max(float(state.max()) for state in states)
         assert starts or _same(_weights(model), drawn)
         starts.append((largest, seen))
         return train_epoch(*arguments)
@@ -341,7 +332,7 @@ def test_resetting_tables_keeps_the_dense_layers(
     model = make_model()
     trainer = _trainer(model, schema)
     dense = {name: w.clone() for name, w in model.named_parameters() if w.requires_grad}
-    trainer.table_optimizer.reset()
+    trainer.stepper.table_optimizer.reset()
     assert all(torch.equal(model.get_parameter(name), dense[name]) for name in dense)
 
 

@@ -36,9 +36,16 @@ def test_each_task_comes_after_its_parents(
     assert parents_first([_task(*link) for link in links]) == expected
 
 
-@pytest.mark.parametrize("links", [[("a", "a")], [("x",), ("a", "b"), ("b", "c"), ("c", "a")]])
-def test_a_circle_is_refused(links: list[tuple[str, ...]]) -> None:
-    with pytest.raises(SchemaError, match=r"must not lead back.*Found a circle among \['a'"):
+@pytest.mark.parametrize(
+    ("links", "circle"),
+    [
+        ([("a", "a")], "a -> a"),
+        ([("x",), ("a", "x", "b"), ("b", "c"), ("c", "a")], "a -> b -> c -> a"),
+        ([("tail", "a"), ("a", "b"), ("b", "a")], "a -> b -> a"),
+    ],
+)
+def test_a_circle_is_refused_and_shown(links: list[tuple[str, ...]], circle: str) -> None:
+    with pytest.raises(SchemaError, match=rf"must not lead back.*Found {circle}: remove one"):
         parents_first([_task(*link) for link in links])
 
 

@@ -98,6 +98,26 @@ def test_gates_of_the_first_level_are_those_of_the_task_s_group() -> None:
     assert [gate_BE.shape[1] for gate_BE in found.gates[1]] == [6, 6, 6]
 
 
+def test_rosters_tell_the_experts_behind_the_columns_of_both_levels() -> None:
+    home, x_BVI = _home(GROUPS, own=1), torch.randn(9, 1, 5).double()
+    found = home(x_BVI)
+    first, second = found.rosters
+    click, like, watch, shared = (
+        [first.names[number] for number in numbers] for numbers in first.reads
+    )
+    assert click == like == ["group 2 #1", "group 2 #2", "shared #1", "shared #2"]
+    assert watch == ["group 1 #1", "group 1 #2", "shared #1", "shared #2"]
+    assert shared == ["shared #1", "shared #2", *watch[:2], *click[:2]]
+    last = [[second.names[number] for number in numbers] for numbers in second.reads]
+    assert last == [["click #1", *click], ["like #1", *like], ["watch #1", *watch]]
+    level1 = home.level1(x_BVI[:, 0])
+    gradients = torch.autograd.grad(level1.groups[1].sum(), level1.experts, allow_unused=True)
+    seen = [name for name, found in zip(first.names, gradients, strict=True) if found is not None]
+    assert seen == click
+    names = [second.names[number] for number in second.bypassing]
+    assert names == ["click #1", "like #1", "watch #1"]
+
+
 @pytest.mark.parametrize("groups", [(("click",), ("like",)), (("click", "like", "watch", "x"),)])
 def test_groups_that_do_not_hold_every_task_once_are_refused(
     groups: tuple[tuple[str, ...], ...],

@@ -174,3 +174,20 @@ def test_every_level_returns_the_outputs_that_its_gates_mix() -> None:
                 seen = [*experts[2 * task : 2 * task + 2], experts[-1]]
                 mixed = sum(gates[task][:, i : i + 1] * e for i, e in enumerate(seen))
                 torch.testing.assert_close(found.tasks[task], mixed, rtol=0, atol=1e-12)
+
+
+def test_the_roster_of_an_inner_level_has_the_columns_of_task_gates_and_of_the_shared_one() -> None:
+    ple, x_BVI = _ple(2, shared=1, own=2), _views()
+    found = ple(x_BVI)
+    inner, last = found.rosters
+    everyone = ["a #1", "a #2", "b #1", "b #2", "c #1", "c #2", "shared #1"]
+    reads = [[inner.names[number] for number in numbers] for numbers in inner.reads]
+    assert reads == [[f"{n} #1", f"{n} #2", "shared #1"] for n in NAMES] + [everyone]
+    assert last.reads == inner.reads[:TASKS]
+    level = ple.levels[0]((x_BVI[:, 0],) * TASKS, x_BVI[:, 0])
+    for mixed_BH, gate_BE, numbers in zip(
+        (*level.tasks, level.shared_BH), found.gates[0], inner.reads, strict=True
+    ):
+        columns = enumerate(numbers)
+        mixed = sum(gate_BE[:, i : i + 1] * found.experts[0][n] for i, n in columns)
+        torch.testing.assert_close(mixed_BH, mixed, rtol=0, atol=1e-12)

@@ -1,0 +1,95 @@
+"""Growth: what an encoder that goes on from another keeps, and where its rows come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from recsys_mtl.encoding.learning import Learned
+from recsys_mtl.encoding.maps import Origins
+from recsys_mtl.errors import SchemaError
+from recsys_mtl.schema import Feature, IdFeature, Numeric, Schema, Vector
+
+
+def check_growth(schema: Schema, known: Schema, learned: Learned) -> None:
+    """Check that what was learned by one schema means the same in another.
+
+    Parameters
+    ----------
+    schema
+        The new one.
+    known, learned
+        The old one, and what it learned.
+
+    Raises
+    ------
+    SchemaError
+        If a known feature is of another kind, or the ids of a known table would fall into other rows.
+    """
+    if schema.hash != known.hash:
+        raise SchemaError(
+            f"Schema.hash must stay {known.hash!r}: every id would be another. Found"
+            f" {schema.hash!r}; keep it, or train afresh."
+        )
+    features = {feature.name: feature for feature in known.features}
+    tables = {f.table_name: f for f in reversed(known.features) if isinstance(f, IdFeature)}
+    for feature in schema.features:
+        before = features.get(feature.name)
+        if before is not None:
+            _check_same(feature, "kind", before.kind, feature.kind)
+            for name, value in _meaning(before).items():
+                _check_same(feature, name, value, _meaning(feature)[name])
+        if isinstance(feature, IdFeature) and feature.table_name in tables:
+            _check_table(feature, tables[feature.table_name], learned)
+
+
+def _meaning(feature: Feature) -> dict[str, Any]:
+    """Return what must not change for the network to read a feature as it learned to."""
+    if isinstance(feature, IdFeature):
+        return {"table": feature.table_name}
+    if isinstance(feature, Numeric):
+        counted = feature.num_quantiles if feature.scaling == "quantile" else None
+        return {"scaling": feature.scaling, "num_quantiles": counted}
+    return {"dim": feature.dim} if isinstance(feature, Vector) else {}
+
+
+def _check_table(feature: IdFeature, before: IdFeature, learned: Learned) -> None:
+    """Check that ids stay in their rows."""
+    _check_same(feature, "num_hashes", before.num_lookups, feature.num_lookups)
+    if (feature.vocabulary is None) != (before.vocabulary is None):
+        _check_same(feature, "vocabulary", before.vocabulary, feature.vocabulary)
+    if feature.num_buckets is not None:
+        buckets = learned.maps[feature.table_name].num_buckets
+        _check_same(feature, "num_buckets", buckets, feature.num_buckets)
+
+
+def _check_same(feature: Feature, setting: str, known: Any, found: Any) -> None:
+    if known != found:
+        raise SchemaError(
+            f"Feature {feature.name!r}: {setting} must stay {known!r}, as it was learned. Found"
+            f" {found!r}: keep it, give the feature another name (and table), or train afresh."
+        )
+
+
+def row_origins(new: Learned, known: Learned) -> dict[str, Origins]:
+    """Return for each table of both, and each of its rows, the known row it was; -1 where it is new.
+
+    Parameters
+    ----------
+    new
+        What an encoder has learned on top of `known`.
+    known
+        What it went on from.
+    """
+    maps = {
+        name: found.origins(known.maps[name])
+        for name, found in new.maps.items()
+        if name in known.maps
+    }
+    scales = {
+        f"{name}.quantiles": np.arange(scale.num_rows)
+        for name, scale in new.scales.items()
+        if name in known.scales and scale.scaling == "quantile"
+    }
+    return maps | scales

@@ -1,0 +1,214 @@
+"""One training run of a fit: encode the tables, build the network, train it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import polars as pl
+import torch
+from pydantic import Field
+
+from recsys_mtl.encoding import Batch, EncodedCache, Encoder, absent_notes
+from recsys_mtl.errors import SchemaError
+from recsys_mtl.model_dir import Training, TrainingTensors
+from recsys_mtl.network import MultiTaskModel
+from recsys_mtl.reading import Rows
+from recsys_mtl.schema import Schema
+from recsys_mtl.settings import Settings, build_network, check_rows
+from recsys_mtl.spec import Spec, spec
+from recsys_mtl.together import Together
+from recsys_mtl.training import (
+    CheckpointFile,
+    Checkpoints,
+    Processes,
+    Trained,
+    Trainer,
+    checksum,
+    seeded,
+    start_processes,
+)
+from recsys_mtl.warm import WarmStart, keep_training
+
+_log = logging.getLogger(__name__)
+_MIB = 1 << 20
+
+
+@spec
+class DiskCache(Spec):
+    """Train from encoded rows on disk, for tables larger than memory.
+
+    The tables, parquet files, are encoded once, chunk by chunk, into a folder (`EncodedCache`); later
+    runs on the same files find them there. Each epoch reads them in shuffled blocks, and shuffles
+    rows among the blocks that are in memory together.
+
+    Parameters
+    ----------
+    folder
+        Where encoded rows are kept. Nothing in it is ever deleted; delete it whole.
+    memory_mib
+        MiB of encoded rows in memory at a time: half of it is trained on while the other is read.
+        Users' and items' tables come on top, and are held whole.
+    """
+
+    folder: str
+    _: KW_ONLY
+    memory_mib: Annotated[int, Field(ge=1)] = 1024
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a run gives.
+
+    Parameters
+    ----------
+    encoder, model
+        The model; None in all but the first of several processes.
+    trained
+        How the run went.
+    training
+        What a later run needs to go on, beside the weights; several processes keep none.
+    notes
+        What a warm start found changed, in words.
+    """
+
+    encoder: Encoder
+    model: MultiTaskModel | None
+    trained: Trained
+    training: Training | None
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One training run: its settings, where it runs, and where its state and rows are kept.
+
+    Parameters
+    ----------
+    settings
+        What is trained, and how.
+    device
+        Where.
+    seed
+        Of weights, dropout and row order.
+    name
+        Of its checkpoint.
+    checkpoints
+        Where its state is kept, if at all.
+    cache
+        Where its encoded rows are kept; None: in memory.
+    progress
+        Whether to show progress bars; None: only on a terminal.
+    start
+        The model that the run goes on from, if any.
+    """
+
+    settings: Settings
+    device: torch.device
+    seed: int
+    name: str = "fit"
+    checkpoints: Checkpoints | None = None
+    cache: DiskCache | None = None
+    progress: bool | None = None
+    start: WarmStart | None = None
+
+    def run(self, schema: Schema, rows: Rows, valid: Rows | None) -> Fitted:
+        """Encode, build and train.
+
+        Raises
+        ------
+        EncodingError
+            If there are no rows, or none with labels, or they contradict the schema.
+        """
+        processes = start_processes(self.device)
+        if processes is not None:
+            return self._run_together(processes, schema, rows, valid)
+        started = time.perf_counter()
+        encoder = Encoder(schema)
+        batch, valid_batch = self._encode(encoder, rows, valid)
+        check_rows(schema, batch, valid_batch)
+        for note in absent_notes(batch.absent):
+            _log.warning("%s", note)
+        encode_seconds = time.perf_counter() - started
+        with seeded(self.seed, self.device):
+            model = build_network(encoder, self.settings)
+            model.learn_outputs(batch)
+            warm = None if self.start is None else self.start.plant(encoder, model, self.settings)
+            model.to(self.device)
+            trainer = Trainer(model, schema, self.settings, seed=self.seed, progress=self.progress)
+            if warm is not None:
+                warm.hand_over(trainer.stepper)
+            trained = trainer.fit(
+                batch,
+                valid_batch,
+                checkpoint=self._checkpoint(schema, batch, valid_batch),
+                memory_bytes=None if self.cache is None else self.cache.memory_mib * _MIB,
+            )
+            training = TrainingTensors(keep_training(trainer.stepper, trained))
+        trained = _with_encoding(trained, encode_seconds)
+        return Fitted(encoder, model, trained, training, [] if warm is None else warm.notes)
+
+    def _run_together(
+        self, processes: Processes, schema: Schema, rows: Rows, valid: Rows | None
+    ) -> Fitted:
+        for what, given in (("checkpoints", self.checkpoints), ("a warm start", self.start)):
+            if given is not None:
+                raise SchemaError(
+                    f"{what} must be left out where {processes.world} processes train together."
+                )
+        started = time.perf_counter()
+        run = Together(
+            processes,
+            schema,
+            self.settings,
+            self.seed,
+            None if self.cache is None else Path(self.cache.folder),
+            None if self.cache is None else self.cache.memory_mib * _MIB,
+            self.progress,
+        )
+        encoder, batch, valid_batch = run.encode(rows, valid)
+        encode_seconds = time.perf_counter() - started
+        model, trained = run.train(encoder, rows, batch, valid_batch)
+        if model is not None:
+            model.to(self.device)
+        return Fitted(encoder, model, _with_encoding(trained, encode_seconds), None, [])
+
+    def _encode(
+        self, encoder: Encoder, rows: Rows, valid: Rows | None
+    ) -> tuple[Batch, Batch | None]:
+        known = None if self.start is None else self.start.encoder
+        if self.cache is None:
+            batch = encoder.fit_encode(rows, known=known)
+            return batch, None if valid is None else encoder.encode(valid)
+        encoder.fit(rows, known=known)
+        cache, progress = EncodedCache(Path(self.cache.folder)), bool(self.progress)
+        batch = cache.batch(encoder, rows, progress=progress)
+        return batch, None if valid is None else cache.batch(encoder, valid, progress=progress)
+
+    def _checkpoint(
+        self, schema: Schema, train: Batch, valid: Batch | None
+    ) -> CheckpointFile | None:
+        """Return the checkpoint of the run on these rows, if one is kept."""
+        if self.checkpoints is None:
+            return None
+        identity = {
+            "schema": schema.fingerprint(),
+            "settings": self.settings.fingerprint(),
+            "seed": self.seed,
+            "device type": self.device.type,
+            "training rows": checksum(train),
+            "validation rows": None if valid is None else checksum(valid),
+            "memory": None if self.cache is None else self.cache.memory_mib,
+            "warm start": None if self.start is None else self.start.fingerprint(),
+        }
+        return CheckpointFile(self.checkpoints, self.name, identity)
+
+
+def _with_encoding(trained: Trained, seconds: float) -> Trained:
+    """Add the time that reading and encoding took, before the first epoch, to the history."""
+    first = pl.when(pl.col("epoch") == 1).then(seconds).otherwise(0.0)
+    history = trained.history.with_columns(first.alias("encode_seconds"))
+    return Trained(history, trained.best_epoch, trained.report)
