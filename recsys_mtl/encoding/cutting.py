@@ -19,6 +19,7 @@ from recsys_mtl.encoding.digests import (
     U32,
     U56,
     Integer,
+    fetch,
     helper,
     load8,
     load16,
@@ -31,6 +32,8 @@ BLOCK: Final = 512
 
 _MILLISECONDS_PER_DAY: Final = 86_400_000
 _INLINE: Final = np.uint64(12)
+_VIEW: Final = 16
+_LINE: Final = 64  # bytes; where cache lines are longer, some are asked for twice
 
 
 @helper
@@ -48,7 +51,9 @@ def spread_validity(validity: int, valid: Any, start: int, count: int) -> None:
 
 
 @helper
-def _cut_key(planes: Any, key: int, address: int, length: Integer, floor: int) -> None:
+def _cut_key(
+    planes: Any, key: Integer | np.uint64, address: int, length: Integer, floor: int
+) -> None:
     """Cut a key into up to three whole words and a zero-padded rest.
 
     The rest is the end of the word that ends with the key; `floor` is where its buffer begins.
@@ -112,10 +117,23 @@ def cut_views(planes: Any, places: Any, buffers: int, count: int) -> None:
         places[BLOCK + num_long] = key
         num_long += 1 if lengths[key] > _INLINE else 0
     for number in range(num_long):
-        key = places[BLOCK + number]
-        buffer = load64(buffers, 8 * np.int64(third[key] & LOW32))
-        places[key] = np.int64(buffer + (third[key] >> U32))
-        _cut_key(planes, key, places[key], np.int64(lengths[key]), 0)
+        # Unsigned: an index that may be negative costs an instruction or two wherever it is used.
+        long = np.uint64(places[BLOCK + number])
+        buffer = load64(buffers, 8 * np.int64(third[long] & LOW32))
+        places[long] = np.int64(buffer + (third[long] >> U32))
+        _cut_key(planes, long, places[long], np.int64(lengths[long]), 0)
+
+
+@helper
+def fetch_ahead(kind: int, width: int, values: int, start: int, count: int) -> None:
+    """Have the views, integers or codes from number `start` on brought near, for a later block.
+
+    Left to itself, the processor waits for memory at the head of every block: the columns take turns,
+    and what it foresees of one ends with the page.
+    """
+    size = _VIEW if kind == arrow.VIEWS else width
+    for line in range(size * count // _LINE):
+        fetch(values, size * start + _LINE * line)
 
 
 @helper

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar, cast
 
 import numba
 import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped] # it has no types
 from numba.core import types
 from numba.extending import intrinsic
 
@@ -65,6 +66,27 @@ def _loader(kind: types.Integer) -> Any:
     return intrinsic(load)
 
 
+def _fetcher(_context: Any, _base: Any, _offset: Any) -> Any:
+    """Make a function that has the line at a base address plus an offset brought near: no read.
+
+    Any address will do, also one outside a buffer. The line goes to the second-level cache: the first
+    is full of planes.
+    """
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        pointer = context.get_value_type(types.uint8).as_pointer()
+        word = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, word, word, word])
+        order = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        place = builder.gep(builder.inttoptr(arguments[0], pointer), [arguments[1]])
+        to_read, second_level, data = word(0), word(2), word(1)
+        builder.call(order, [place, to_read, second_level, data])
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64), generate
+
+
+fetch: Any = intrinsic(_fetcher)
 load8, load16 = _loader(types.uint8), _loader(types.uint16)
 load32, load64 = _loader(types.uint32), _loader(types.uint64)
 
@@ -195,6 +217,14 @@ def xx_planes(planes: Any, count: int, seed: np.uint64, most: np.uint64, rests: 
             hashes[key] = state
     for key in range(count):
         hashes[key] = _xx_finish(hashes[key])
+
+
+@helper
+def xx_words(planes: Any, count: int, seed: np.uint64) -> None:
+    """Hash a block of keys of 8 bytes, those of the first plane, with XXH64."""
+    words, hashes = planes[0], planes[5]
+    for key in range(count):
+        hashes[key] = _xx_finish(_xx_word(seed + _X5 + U8, words[key]))
 
 
 @helper

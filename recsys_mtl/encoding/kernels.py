@@ -21,6 +21,7 @@ from recsys_mtl.encoding.cutting import (
     BLOCK,
     cut_slices,
     cut_views,
+    fetch_ahead,
     load_views,
     read_integers,
     spread_validity,
@@ -39,6 +40,7 @@ from recsys_mtl.encoding.digests import (
     murmur3_key,
     murmur_planes,
     xx_planes,
+    xx_words,
     xxh64_key,
 )
 
@@ -139,6 +141,9 @@ def _hash_block(fields: Any, planes: Any, places: Any, valid: Any, start: int) -
     else:
         read_integers(first, kind, width, values, start, count)
         lengths[:], tails[:] = U8, U0
+        if fields[ALGORITHM] == XXH64:
+            xx_words(planes, count, np.uint64(fields[SEED]))
+            return
     _digest_block(fields, planes, places, count)
 
 
@@ -286,6 +291,7 @@ def _fill_tile(
             _hash_block(fields, planes, places, present, start)
             _mark_block(fields, planes[5], planes[4], present)
             _place_block(fields, planes[5], target)
+        fetch_ahead(fields[KIND], fields[WIDTH], fields[VALUES], start + count, count)
 
 
 @compiled
