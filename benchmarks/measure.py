@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -117,11 +118,14 @@ def print_race(race: Race, *, rounds: int) -> None:
 def interleave(contenders: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, Timing]:
     """Time all contenders in turn, `rounds` times over, after a round that does not count.
 
-    A busy machine then slows all of them alike, and ratios within a round can be trusted.
+    A busy machine then slows all of them alike, and ratios within a round can be trusted. Each round
+    has an order of its own: whoever always follows the one that frees most memory would pay for it.
     """
     timings = {name: Timing() for name in contenders}
+    chance = random.Random(0)
     for number in range(rounds + 1):
-        for name, run in contenders.items():
+        for name in chance.sample(list(contenders), len(contenders)):
+            run = contenders[name]
             cpu, wall = time.process_time(), time.perf_counter()
             run()
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
