@@ -9,7 +9,7 @@ export RECSYS_MTL_DATA ?= $(abspath $(DATA))
 # Idle OpenMP workers must not burn the cores that others need; see the README.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: install check test test-slow bench demo kuairand clean
+.PHONY: install check test test-slow bench bench-peers demo kuairand clean
 
 install: $(VENV)/installed
 
@@ -35,8 +35,13 @@ bench: install
 	$(BIN)/python benchmarks/hashing.py
 	$(BIN)/python benchmarks/encoding.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/comparison.py
 	$(BIN)/python benchmarks/experts.py
 	$(BIN)/python benchmarks/balancing.py
+
+# Needs 8 GB and, on one idle core, about half an hour.
+bench-peers: install
+	$(BIN)/python benchmarks/comparison.py --quality --rows 1000000
 
 demo: install
 	$(BIN)/python data/movielens.py --out $(MOVIELENS_DIR) $(if $(ML100K),--local $(ML100K))

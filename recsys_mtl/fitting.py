@@ -136,6 +136,7 @@ class Fit:
         with seeded(self.seed, self.device):
             model = build_network(encoder, self.settings)
             model.learn_outputs(batch)
+            batch.release()
             warm = None if self.start is None else self.start.plant(encoder, model, self.settings)
             model.to(self.device)
             trainer = Trainer(model, schema, self.settings, seed=self.seed, progress=self.progress)

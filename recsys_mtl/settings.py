@@ -109,7 +109,10 @@ def check_rows(schema: Schema, batch: Batch, valid: Batch | None) -> None:
         raise EncodingError("valid must hold rows. Found an empty table.")
     if batch.states is None or batch.weights is None:
         raise ValueError("Training needs rows encoded with labels.")
-    known = ((batch.states == OBSERVED) & (batch.weights > 0)).any(axis=0)
+    known = np.zeros(len(schema.tasks), np.bool_)
+    for start in range(0, batch.num_rows, 1 << 20):  # they may be mapped from disk
+        rows = slice(start, start + (1 << 20))
+        known |= ((batch.states[rows] == OBSERVED) & (batch.weights[rows] > 0)).any(axis=0)
     for task, found in zip(schema.tasks, known, strict=True):
         if task.weight > 0 and not found:
             raise EncodingError(

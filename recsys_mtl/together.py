@@ -87,6 +87,7 @@ class Together:
                 progress=self.progress if processes.rank == 0 else False,
                 processes=processes,
             )
+            batch.release()
             trained = trainer.fit(batch, valid, memory_bytes=self.memory_bytes)
             state = whole_state(model)
             if state is None:

@@ -215,6 +215,21 @@ class Batch:
         ]
         return replace(self, parts=tuple(parts))
 
+    def arrays(self) -> list[npt.NDArray[Any]]:
+        """List the arrays: labels, and features of all parts."""
+        found: list[npt.NDArray[Any] | None]
+        found = [self.labels, self.states, self.weights, self.groups]
+        for part in self.parts:
+            found += [part.rows, part.block.ids, part.block.dense]
+            for one in part.block.lists:
+                found += [one.values, one.offsets, one.weights]
+        return [array for array in found if array is not None]
+
+    def release(self) -> None:
+        """Hold no page of arrays that are mapped from an `EncodedCache`; the next use reads them."""
+        for array in self.arrays():
+            release(array)
+
     def cut(self, ranges: Ranges) -> Batch:
         """Copy what training reads of the rows in these ranges, one range after another.
 

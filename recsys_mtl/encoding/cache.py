@@ -18,7 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from recsys_mtl.encoding.batch import Batch
-from recsys_mtl.encoding.encoder import Chunk, Encoder, Labels
+from recsys_mtl.encoding.chunk import Chunk
+from recsys_mtl.encoding.encoder import Encoder, Labels
 from recsys_mtl.encoding.entry import ENTRY_VERSION, read_entry, sync_folder, write_entry
 from recsys_mtl.encoding.hashing import HASH_VERSION
 from recsys_mtl.errors import EncodingError

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
 import polars as pl
 
-from recsys_mtl.encoding.batch import Batch, Block, FloatArray, IntArray, Part, Ragged
+from recsys_mtl.encoding.batch import Batch, Block, FloatArray, Ragged
+from recsys_mtl.encoding.chunk import Chunk, WholePart
 from recsys_mtl.encoding.columns import read_numbers, read_several, read_source, read_vectors
 from recsys_mtl.encoding.growth import check_growth
 from recsys_mtl.encoding.keys import ABSENT, KeyIndex
 from recsys_mtl.encoding.labels import read_groups, read_labels
 from recsys_mtl.encoding.layout import InputLayout, TableSize
-from recsys_mtl.encoding.learning import Array, Learned, Sample, learn
+from recsys_mtl.encoding.learner import Learner
+from recsys_mtl.encoding.learning import Array, Learned, Sample
 from recsys_mtl.encoding.sources import Source, table_rows
 from recsys_mtl.errors import EncodingError, NotFittedError
 from recsys_mtl.reading import Rows, SideTable, require, scan
@@ -40,52 +42,24 @@ class _EncodedSide:
     block: Block
 
 
-@dataclass(frozen=True)
-class WholePart:
-    """One side of a chunk beside the whole of its side table, if it has one.
+class _UsedSide:
+    """A side table, and how many interactions refer to each of its rows."""
 
-    Parameters
-    ----------
-    block
-        The encoded features; those of a side table are one object in all chunks.
-    rows
-        As in `Part`, but a row may also be one of `extra`, which are numbered on after the block's.
-    extra
-        Features of the keys that the side table lacks, if there are any.
-    """
+    def __init__(self, side: Side, frame: pl.DataFrame) -> None:
+        self.features = side.features
+        self._frame, self._index = frame, KeyIndex(frame[side.key])
+        self._uses = np.zeros(frame.height, np.int64)
 
-    block: Block
-    rows: IntArray | None = None
-    extra: Block | None = None
+    def count(self, keys: pl.Series) -> pl.DataFrame:
+        """Count the rows that keys refer to; return rows for those that the table lacks."""
+        places = self._index.locate(keys)
+        found = places != ABSENT
+        self._uses += np.bincount(places[found], minlength=self._frame.height)
+        return _only_keys(self._frame, keys.filter(~found))
 
-    def narrow(self) -> Part:
-        """Return one block; with extra rows only those in use: a chunk must not cost the table."""
-        if self.rows is None or self.extra is None:
-            return Part(self.block, self.rows)
-        places, lost = self.rows.copy(), self.rows >= len(self.block)
-        used, places[~lost] = np.unique(places[~lost], return_inverse=True)
-        places[lost] += used.size - len(self.block)
-        return Part(Block.concat([self.block.take(used), self.extra]), places)
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Encoded interactions whose side tables are whole, for a writer that keeps each table once.
-
-    Parameters
-    ----------
-    parts
-        As in `Batch`, before they are narrowed.
-    rest
-        All else of the batch; it has no parts.
-    """
-
-    parts: tuple[WholePart, ...]
-    rest: Batch
-
-    def batch(self) -> Batch:
-        """Return the batch."""
-        return replace(self.rest, parts=tuple(part.narrow() for part in self.parts))
+    def sample(self) -> Sample:
+        """Return the rows that are used."""
+        return Sample(self._frame.filter(self._uses > 0), self._uses[self._uses > 0])
 
 
 class Encoder:
@@ -111,8 +85,11 @@ class Encoder:
         self.schema = schema
         self._learned: Learned | None = None
 
-    def fit(self, rows: Any, *, known: Encoder | None = None) -> Self:
+    def fit(self, rows: Any, *, known: Encoder | None = None, chunk_rows: int = 1 << 18) -> Self:
         """Learn bucket maps and number scales from training rows; return self.
+
+        Memory is needed for `chunk_rows` rows, the distinct ids, the side tables, and a sample of the
+        numbers (`SAMPLED_NUMBERS`).
 
         Parameters
         ----------
@@ -121,6 +98,8 @@ class Encoder:
         known
             A fitted encoder to go on from: its tables grow by the ids that are new, which leaves all
             others in their buckets, and its number scales stay.
+        chunk_rows
+            Rows read at a time; what is learned does not depend on it.
 
         Raises
         ------
@@ -128,7 +107,8 @@ class Encoder:
             If a known feature or table would silently mean something else.
         """
         opened = scan(rows)
-        self._learn(opened, opened.frame(self._columns(opened, "none")), known)
+        frames = opened.frames(self._columns(opened, "none"), chunk_rows=chunk_rows)
+        self._learn(opened, frames, opened.count(), known)
         return self
 
     def fit_encode(self, rows: Any, *, known: Encoder | None = None) -> Batch:
@@ -143,7 +123,7 @@ class Encoder:
         """
         opened = scan(rows)
         frame = opened.frame(self._columns(opened, "required"))
-        self._learn(opened, frame, known)
+        self._learn(opened, [frame], frame.height, known)
         return self._encode(opened, frame, "required", {}).batch()
 
     def encode(self, rows: Any, *, labels: Labels = "required") -> Batch:
@@ -185,7 +165,9 @@ class Encoder:
     def samples(self, rows: Any) -> list[tuple[Sequence[Feature], list[Sample]]]:
         """Read rows as `fit` does: for each group of features the frames it learns from."""
         opened = scan(rows)
-        return self._samples(opened, opened.frame(self._columns(opened, "none")))
+        frame, used = opened.frame(self._columns(opened, "none")), dict[str, _UsedSide]()
+        found = [(features, [piece]) for features, piece in self._samples(opened, frame, used)]
+        return found + [(side.features, [side.sample()]) for side in used.values()]
 
     @property
     def learned(self) -> Learned:
@@ -272,34 +254,39 @@ class Encoder:
         group = self.schema.group
         return [*wanted, *self.schema.label_columns, *([] if group is None else [group])]
 
-    def _learn(self, rows: Rows, frame: pl.DataFrame, known: Encoder | None) -> None:
-        if frame.is_empty():
+    def _learn(
+        self, rows: Rows, frames: Iterable[pl.DataFrame], num_rows: int, known: Encoder | None
+    ) -> None:
+        if num_rows == 0:
             raise EncodingError(
                 "The interactions must hold rows to train on. Found an empty table."
             )
-        before = None if known is None else known.learned
         if known is not None:
             check_growth(self.schema, known.schema, known.learned)
-        self._learned = learn(self.schema, self._samples(rows, frame), before)
+        learner = Learner(self.schema, num_rows, None if known is None else known.learned)
+        used: dict[str, _UsedSide] = {}
+        for frame in frames:
+            for features, piece in self._samples(rows, frame, used):
+                learner.add(features, piece)
+        for side in used.values():
+            learner.add(side.features, side.sample())
+        self._learned = learner.finish()
 
     def _samples(
-        self, rows: Rows, frame: pl.DataFrame
-    ) -> list[tuple[Sequence[Feature], list[Sample]]]:
+        self, rows: Rows, frame: pl.DataFrame, used: dict[str, _UsedSide]
+    ) -> Iterator[tuple[Sequence[Feature], Sample]]:
+        """Yield what features read of these interactions; count in `used` the rows of side tables."""
         once = np.ones(frame.height, dtype=np.int64)
-        samples: list[tuple[Sequence[Feature], list[Sample]]] = []
-        for _, side, table in self._sides(rows):
+        for name, side, table in self._sides(rows):
             if table is None:
-                samples.append((side.features, [Sample(frame, once)]))
+                yield side.features, Sample(frame, once)
                 continue
-            known = table.frame(side.key, _columns_of(side.features))
-            places = KeyIndex(known[side.key]).locate(frame[side.key])
-            found = places != ABSENT
-            uses = np.bincount(places[found], minlength=known.height)
-            used = Sample(known.filter(uses > 0), uses[uses > 0])
-            lost = Sample(_only_keys(known, frame[side.key].filter(~found)), once[~found])
-            samples.append((side.features, [used, lost]))
-        samples.append((self.schema.context, [Sample(frame, once)]))
-        return samples
+            if name not in used:
+                used[name] = _UsedSide(side, table.frame(side.key, _columns_of(side.features)))
+            lost = used[name].count(frame[side.key])
+            yield side.features, Sample(lost, once[: lost.height])
+        if self.schema.context:
+            yield self.schema.context, Sample(frame, once)
 
     def _encode(
         self,

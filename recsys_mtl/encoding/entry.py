@@ -18,7 +18,7 @@ import polars as pl
 import pyarrow as pa
 
 from recsys_mtl.encoding.batch import Batch, Block, Part, Ragged
-from recsys_mtl.encoding.encoder import Chunk
+from recsys_mtl.encoding.chunk import Chunk
 from recsys_mtl.encoding.hashing import HASH_VERSION
 from recsys_mtl.encoding.learning import Array
 from recsys_mtl.encoding.mapped import FileMap

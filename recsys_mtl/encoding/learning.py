@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -12,12 +12,12 @@ import numpy.typing as npt
 import polars as pl
 
 from recsys_mtl.encoding.batch import FloatArray, IntArray
-from recsys_mtl.encoding.columns import IdType, id_type, read_numbers, read_tokens
+from recsys_mtl.encoding.columns import IdType, id_type, read_tokens
 from recsys_mtl.encoding.kernels import NUM_RESERVED
-from recsys_mtl.encoding.maps import BucketMap, RowMap, VocabularyMap, map_from_state
+from recsys_mtl.encoding.maps import RowMap, map_from_state
 from recsys_mtl.encoding.sources import Source, Words, number_source
 from recsys_mtl.errors import EncodingError
-from recsys_mtl.schema import Feature, IdFeature, Numeric, Schema
+from recsys_mtl.schema import IdFeature, Numeric, Schema
 
 Array = npt.NDArray[Any]
 _MAX_DEVIATIONS = 5.0
@@ -147,94 +147,7 @@ class Learned:
         return cls(maps, scales, families)
 
 
-def learn(
-    schema: Schema,
-    samples: Sequence[tuple[Sequence[Feature], list[Sample]]],
-    known: Learned | None = None,
-) -> Learned:
-    """Learn from the frames each group of features is read from.
-
-    Parameters
-    ----------
-    schema
-        What the columns mean.
-    samples
-        Groups of features with their frames.
-    known
-        What was learned before: its tables grow, its scales and kinds of ids stay.
-    """
-    before = known or Learned({}, {}, {})
-    by_table: dict[str, list[tuple[IdFeature, Sample]]] = {}
-    scales: dict[str, NumericScale] = {}
-    for features, pieces in samples:
-        for feature in features:
-            if isinstance(feature, IdFeature):
-                members = by_table.setdefault(feature.table_name, [])
-                members += [(feature, piece) for piece in pieces]
-            elif isinstance(feature, Numeric) and feature.name in before.scales:
-                scales[feature.name] = before.scales[feature.name]
-            elif isinstance(feature, Numeric):
-                numbers = [read_numbers(p.frame[feature.source], feature.name) for p in pieces]
-                repeated = [np.repeat(x, p.uses) for x, p in zip(numbers, pieces, strict=True)]
-                scales[feature.name] = NumericScale.fit(feature, np.concatenate(repeated))
-    families = {name: _learn_family(name, members) for name, members in by_table.items()}
-    for members in by_table.values():
-        for feature, piece in members:
-            before.check_family(feature, piece.frame[feature.source])
-    maps = {
-        name: _learn_map(schema, members, before.maps.get(name))
-        for name, members in by_table.items()
-    }
-    kinds = {name: before.families.get(name) or found for name, found in families.items()}
-    return Learned(maps, scales, {name: kind for name, kind in kinds.items() if kind is not None})
-
-
 def read_uses(schema: Schema, feature: IdFeature, piece: Sample) -> tuple[Words, IntArray]:
     """Hash all ids of a feature to tokens; tell how many training interactions refer to each."""
     tokens, lengths = read_tokens(schema, feature, piece.frame)
     return tokens, piece.uses if lengths is None else np.repeat(piece.uses, lengths)
-
-
-def _learn_family(table: str, members: Sequence[tuple[IdFeature, Sample]]) -> IdType | None:
-    """Learn what kind of ids one table holds; all the features that share it must agree."""
-    first: tuple[IdFeature, IdType] | None = None
-    for feature, piece in members:
-        found = id_type(feature, piece.frame[feature.source])
-        if found is None:
-            continue
-        first = first or (feature, found)
-        if first[1].family != found.family:
-            raise EncodingError(
-                f"Features of table {table!r} must hold one kind of ids. Found {first[1]} in"
-                f" {first[0].name!r} and {found} in {feature.name!r}: cast one of the columns."
-            )
-    return None if first is None else first[1]
-
-
-def _learn_map(
-    schema: Schema, members: Sequence[tuple[IdFeature, Sample]], known: RowMap | None
-) -> RowMap:
-    """Learn one table's map, or let a known one grow, from all the features that share it."""
-    settings = members[0][0]
-    read = [read_uses(schema, feature, piece) for feature, piece in members]
-    tokens, weights = (np.concatenate(parts) for parts in zip(*read, strict=True))
-    least = settings.min_count
-    if settings.vocabulary is not None and isinstance(known, VocabularyMap):
-        return known.grown(tokens, weights, size=settings.vocabulary, min_count=least)
-    if isinstance(known, BucketMap):
-        return known.grown(tokens, weights, num_hashes=settings.num_lookups, min_count=least)
-    if settings.vocabulary is not None:
-        return VocabularyMap.learn(
-            tokens,
-            weights,
-            size=settings.vocabulary,
-            num_buckets=settings.num_buckets,
-            min_count=least,
-        )
-    return BucketMap.learn(
-        tokens,
-        weights,
-        num_buckets=settings.num_buckets,
-        num_hashes=settings.num_lookups,
-        min_count=least,
-    )

@@ -5,7 +5,9 @@ Shape letters: B rows, T tasks, Z logits of all tasks side by side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,9 @@ from recsys_mtl.network.heads import Joint, joints, logit_slices
 from recsys_mtl.schema import Binary, Multiclass, Regression, Task
 
 _RATE_FLOOR = 1e-6
+_READ_ROWS = 1 << 20
+
+_Doubles = npt.NDArray[np.float64]
 
 
 def joint_scores(tasks: Sequence[Task]) -> dict[str, Joint]:
@@ -59,24 +64,21 @@ class Outputs(nn.Module):
             raise ValueError("Label scales need rows encoded with labels.")
         bias_Z = torch.zeros(sum(task.num_logits for task in self.tasks))
         for number, (task, part) in enumerate(zip(self.tasks, self.slices, strict=True)):
-            seen = (batch.states[:, number] == OBSERVED) & (batch.weights[:, number] > 0)
-            if not seen.any():
+            known = _Known(batch.labels, batch.states, batch.weights, number)
+            total = sum(weights.sum() for _, weights in known.pieces())
+            if total == 0:
                 continue
-            labels = batch.labels[seen, number].astype(np.float64)
-            weights = batch.weights[seen, number].astype(np.float64)
+            if isinstance(task, Multiclass):
+                bias_Z[part] = torch.tensor(np.log(_rate(known.counts(task.num_classes) / total)))
+                continue
+            mean = sum((labels * weights).sum() for labels, weights in known.pieces()) / total
             if isinstance(task, Regression):
-                mean = float(np.average(labels, weights=weights))
-                std = float(np.sqrt(np.average((labels - mean) ** 2, weights=weights)))
-                self.mean_T[number] = mean
+                squares = sum((w * (labels - mean) ** 2).sum() for labels, w in known.pieces())
+                self.mean_T[number] = float(mean)
                 # a weighted mean of equal labels is off by rounding: their deviation is 1e-17, not 0
-                self.std_T[number] = std if labels.max() > labels.min() else 1.0
-            elif isinstance(task, Multiclass):
-                counts = np.bincount(
-                    labels.astype(np.int64), weights=weights, minlength=task.num_classes
-                )
-                bias_Z[part] = torch.tensor(np.log(_rate(counts / counts.sum())))
+                self.std_T[number] = math.sqrt(squares / total) if known.differ() else 1.0
             else:
-                rate = _rate(np.average(labels, weights=weights))
+                rate = _rate(mean)
                 bias_Z[part] = float(np.log(rate / (1 - rate)))
         return bias_Z
 
@@ -98,6 +100,35 @@ class Outputs(nn.Module):
             chain_BK = torch.sigmoid(logits_BZ[:, list(joint.columns)])
             scores.append(chain_BK.cumprod(dim=1)[:, -1])
         return tuple(scores)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The observed labels of one task, read some rows at a time: they may be mapped from disk."""
+
+    labels: npt.NDArray[np.float32]
+    states: npt.NDArray[np.uint8]
+    weights: npt.NDArray[np.float32]
+    number: int
+
+    def pieces(self) -> Iterator[tuple[_Doubles, _Doubles]]:
+        for start in range(0, len(self.labels), _READ_ROWS):
+            rows = slice(start, start + _READ_ROWS), self.number
+            weights = self.weights[rows]
+            seen = (self.states[rows] == OBSERVED) & (weights > 0)
+            yield self.labels[rows][seen].astype(np.float64), weights[seen].astype(np.float64)
+
+    def counts(self, num_classes: int) -> _Doubles:
+        """Return the weight of the rows of each class."""
+        counts = np.zeros(num_classes)
+        for labels, weights in self.pieces():
+            counts += np.bincount(labels.astype(np.int64), weights, num_classes)
+        return counts
+
+    def differ(self) -> bool:
+        """Tell whether not all labels are the same."""
+        found = [(labels.min(), labels.max()) for labels, _ in self.pieces() if labels.size]
+        return bool(min(low for low, _ in found) < max(high for _, high in found))
 
 
 def _rate(share: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
@@ -25,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recsys_mtl.encoding import Batch
+from recsys_mtl.encoding.mapped import release
 from recsys_mtl.errors import ModelDirError
 from recsys_mtl.spec import Spec, spec
 
@@ -164,13 +164,10 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def checksum(batch: Batch) -> int:
     """Return a number that tells two sets of encoded rows apart."""
-    arrays: list[npt.NDArray[Any] | None] = [batch.labels, batch.states, batch.weights]
-    for part in batch.parts:
-        arrays += [part.rows, part.block.ids, part.block.dense]
-        for one in part.block.lists:
-            arrays += [one.values, one.offsets, one.weights]
     total = batch.num_rows
-    for array in arrays:
-        if array is not None:
-            total = zlib.crc32(np.ascontiguousarray(array).data, total)
+    for array in batch.arrays():
+        for start in range(0, len(array), 1 << 20):
+            rows = array[start : start + (1 << 20)]
+            total = zlib.crc32(np.ascontiguousarray(rows).data, total)
+            release(rows)  # of an array that is mapped from disk, a piece at a time is held
     return total

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import torch
 from recsys_mtl.encoding import Batch, Block, Ragged
-from recsys_mtl.encoding.encoder import Chunk, WholePart
+from recsys_mtl.encoding.chunk import Chunk, WholePart
 from recsys_mtl.encoding.entry import read_entry, write_entry
 from recsys_mtl.training.loader import Loader
 
