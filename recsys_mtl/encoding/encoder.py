@@ -85,7 +85,7 @@ class Encoder:
         self.schema = schema
         self._learned: Learned | None = None
 
-    def fit(self, rows: Any, *, known: Encoder | None = None, chunk_rows: int = 1 << 18) -> Self:
+    def fit(self, rows: Any, *, known: Encoder | None = None, chunk_rows: int = 1 << 17) -> Self:
         """Learn bucket maps and number scales from training rows; return self.
 
         Memory is needed for `chunk_rows` rows, the distinct ids, the side tables, and a sample of the

@@ -16,9 +16,9 @@ from recsys_mtl.encoding.sources import Words
 from recsys_mtl.errors import EncodingError
 from recsys_mtl.schema import Feature, IdFeature, Numeric, Schema
 
-SAMPLED_NUMBERS = 1 << 22
+SAMPLED_NUMBERS = 1 << 20
 """Numbers of a feature that its scale is learned from, at least, where there are more: every n-th."""
-_PENDING_TOKENS = 1 << 22
+_PENDING_TOKENS = 1 << 18
 
 _Numbers = npt.NDArray[np.float64]
 
