@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -35,6 +34,8 @@ from benchmarks.measure import (
 )
 from benchmarks.peers import PlainLoop, PlainMMoE, RechubLoop
 from recsys_mtl.encoding import Batch, Block, Encoder, InputLayout, Part
+from recsys_mtl.encoding.chunk import Chunk, WholePart
+from recsys_mtl.encoding.entry import read_entry, write_entry
 from recsys_mtl.network import (
     Inputs,
     MMoE,
@@ -47,7 +48,8 @@ from recsys_mtl.network import (
 from recsys_mtl.network.model import SCORE_ROWS
 from recsys_mtl.schema import Schema
 from recsys_mtl.serving import Scorer
-from recsys_mtl.training import TrainConfig, task_losses
+from recsys_mtl.training import TrainConfig, Trainer
+from recsys_mtl.training.run import Clock
 
 ROWS = 200_000
 BATCH = 4096
@@ -55,56 +57,32 @@ STEPS = 11
 SCORE_CHUNKS = 8
 CANDIDATES = 500
 SIZE_ROUNDS = 5
+EPOCH_ROUNDS = 3
 DIM = 16
 NUM_EXPERTS, EXPERT_DIMS, TOWER_DIM = 8, (256, 128), 64
 CPU = torch.device("cpu")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "bfloat16": {"precision": "bfloat16"},
+    "compiled": {"compile": True},
+    "bfloat16, compiled": {"precision": "bfloat16", "compile": True},
+}
 
 
 class Step:
-    """The trainer's step, taken apart: seconds of each stage are kept."""
+    """The trainer's step on rows that lie in memory; the seconds of each phase are added up."""
 
-    def __init__(self, model: MultiTaskModel, schema: Schema, *, half: bool = False) -> None:
-        self.model, self.schema, self.half = model.train(), schema, half
-        config = TrainConfig()
-        dense = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = config.optimizer.build(dense)
-        self.table_optimizer = config.table_optimizer.build(model.embeddings.each())
-        self.stages: dict[str, list[float]] = {}
+    def __init__(self, model: MultiTaskModel, schema: Schema, **settings: Any) -> None:
+        config = TrainConfig(batch_size=BATCH, observe_every=0, **settings)
+        self.stepper = Trainer(model.train(), schema, config, seed=0, progress=False).stepper
+        self.clock, self.steps = Clock(), 0
 
     def run(self, rows: RowTensors, rows_B: Tensor) -> None:
         """Take one step on these rows."""
-        outputs = self.model.outputs
-        with self._timed("take rows and labels"):
-            inputs, targets = rows.take(rows_B), rows.targets(rows_B)
-        with self._timed("embed"):
-            embedded = self.model.embeddings(inputs)
-            for vectors in embedded.vectors:
-                vectors.requires_grad_()
-        with self._timed("forward and losses"):
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.half):
-                headed = self.model.from_embedded(embedded, inputs).headed
-            losses = task_losses(
-                headed,
-                targets,
-                self.schema.tasks,
-                outputs.mean_T,
-                outputs.std_T,
-                self.model.heads,
-            )
-        with self._timed("backward"):
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(losses.means_T.sum())
-        with self._timed("dense optimizer"):
-            self.optimizer.step()
-        with self._timed("table optimizer"):
-            gradients = [one.grad for one in embedded.vectors if one.grad is not None]
-            self.table_optimizer.step(embedded.touched, gradients)
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.stages.setdefault(stage, []).append(time.perf_counter() - started)
+        self.clock.start()
+        taken = rows.take(rows_B), rows.targets(rows_B)
+        self.clock.lap("take rows and labels")
+        self.stepper.take([taken], clock=self.clock)
+        self.steps += 1
 
 
 class Products:
@@ -133,7 +111,9 @@ class Products:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time training, scoring and requests.")
     parser.add_argument("--threads", type=int, help="threads of torch; on a busy machine take 1")
-    threads = parser.parse_args().threads
+    parser.add_argument("--compiled", action="store_true", help="time torch.compile, too")
+    arguments = parser.parse_args()
+    threads = arguments.threads
     if threads is not None:
         torch.set_num_threads(threads)
     print_machine("torch", "numpy", "polars")
@@ -146,7 +126,8 @@ def main() -> None:
     model.learn_outputs(batch)
     plain = _plain(encoder.layout)
     _encoding(encoder, rows)
-    _step(model, schema, plain, encoder.layout, batch)
+    _step(model, schema, plain, _rechub(encoder.layout), batch, compiled=arguments.compiled)
+    _from_disk(model, schema, batch)
     _scoring(Scorer(schema, encoder, model), plain, rows)
     _table_size(schema, encoder.layout)
 
@@ -198,22 +179,29 @@ def _encoding(encoder: Encoder, rows: pl.DataFrame) -> None:
 
 
 def _step(
-    model: MultiTaskModel, schema: Schema, plain: PlainMMoE, layout: InputLayout, batch: Batch
+    model: MultiTaskModel,
+    schema: Schema,
+    plain: PlainMMoE,
+    rechub: RechubLoop | None,
+    batch: Batch,
+    *,
+    compiled: bool,
 ) -> None:
     rows = RowTensors(batch, CPU)
     step, products = Step(model, schema), Products(model, BATCH, training=True)
     order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(0))
     batches = torch.split(order, BATCH)[: STEPS + 1]
-    half = Step(copy.deepcopy(model), schema, half=True)
     contenders: dict[str, Callable[[], object]] = {
-        "recsys_mtl": _over(batches, lambda rows_B: step.run(rows, rows_B)),
-        "recsys_mtl, bfloat16": _over(batches, lambda rows_B: half.run(rows, rows_B)),
+        "recsys_mtl": _over(batches, _own_step(step, rows)),
         "matrix products alone": products.run,
     }
+    for name, settings in VARIANTS.items():
+        if compiled or "compile" not in settings:
+            other = Step(copy.deepcopy(model), schema, **settings)
+            contenders[f"recsys_mtl, {name}"] = _over(batches, _own_step(other, rows))
     peers: dict[str, Callable[[Inputs, Targets], None]] = {
         "plain loop, nn.Embedding, dense Adam": PlainLoop(plain).step
     }
-    rechub = _rechub(layout)
     if rechub is not None:
         peers["torch-rechub's MMOE, dense Adam, no loader"] = rechub.step
     for name, run in peers.items():
@@ -222,13 +210,44 @@ def _step(
     _print_rates(f"training, batch {BATCH}", timings, BATCH)
     speed = products.flops / timings["matrix products alone"].wall_median / 1e9
     print(f"products: {products.flops / 1e9:.1f} GFLOP a step at {speed:.0f} GFLOP/s")
-    medians = {name: statistics.median(spent[1:]) for name, spent in step.stages.items()}
-    total = sum(medians.values())
+    total = sum(step.clock.seconds.values())
     print_table(
         "where a step goes",
-        ["stage", "ms", "share"],
-        [[name, f"{1e3 * spent:.2f}", f"{spent / total:.3f}"] for name, spent in medians.items()],
+        ["phase", "ms", "share"],
+        [
+            [name, f"{1e3 * spent / step.steps:.2f}", f"{spent / total:.3f}"]
+            for name, spent in step.clock.seconds.items()
+        ],
     )
+
+
+def _from_disk(model: MultiTaskModel, schema: Schema, batch: Batch) -> None:
+    """Train an epoch from rows mapped from disk, in windows of a tenth of them, and from memory."""
+    size = sum(array.nbytes for array in batch.arrays())
+    with tempfile.TemporaryDirectory() as folder:
+        entry = Path(folder) / "entry"
+        entry.mkdir()
+        parts = tuple(WholePart(part.block, part.rows) for part in batch.parts)
+        write_entry(entry, "entry", [Chunk(parts, replace(batch, parts=()))])
+        mapped = read_entry(entry)
+
+        def epoch(rows: Batch, memory_bytes: int | None) -> None:
+            config = TrainConfig(batch_size=BATCH, max_epochs=1, observe_every=0)
+            trainer = Trainer(copy.deepcopy(model), schema, config, seed=0, progress=False)
+            trainer.fit(rows, memory_bytes=memory_bytes)
+
+        timings = interleave(
+            {
+                "all rows in memory": lambda: epoch(batch, None),
+                f"from disk, {size // 10 >> 20} of {size >> 20} MiB": lambda: epoch(
+                    mapped, size // 10
+                ),
+            },
+            rounds=EPOCH_ROUNDS,
+        )
+    _print_rates(f"an epoch of {batch.num_rows:,} rows", timings, batch.num_rows)
+    memory, disk = timings.values()
+    print(f"from disk against memory: {times_faster(disk.wall, memory.wall):.2f}x (bar 0.8x)")
 
 
 def _peer_step(
