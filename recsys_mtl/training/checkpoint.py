@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import time
 import zlib
 from collections.abc import Mapping
@@ -61,9 +62,10 @@ class Checkpoints(Spec):
     def clear(self) -> None:
         """Delete the checkpoints and, if nothing else is in it, the folder."""
         folder = Path(self.folder)
-        for pattern in (f"*{_SUFFIX}", f"*{_SUFFIX}{_ASIDE}"):
-            for file in folder.glob(pattern):
-                file.unlink()
+        for aside in folder.glob(f"*{_SUFFIX}{_ASIDE}"):
+            shutil.rmtree(aside)
+        for file in folder.glob(f"*{_SUFFIX}"):
+            file.unlink()
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
@@ -141,15 +143,19 @@ class CheckpointFile:
             "identity": self.identity,
             "values": snapshot.values,
         }
-        aside = self.path.with_name(self.path.name + _ASIDE)  # what a crash left is written over
+        # a folder of its own, as safetensors has a temporary file, too, which a crash would leave
+        aside = self.path.with_name(self.path.name + _ASIDE)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
         try:
+            written = aside / "state"
             tensors = {name: value.contiguous() for name, value in snapshot.tensors.items()}
-            save_file(tensors, aside, metadata={_HEADER: json.dumps(header)})
-            with aside.open("rb") as file:
+            save_file(tensors, written, metadata={_HEADER: json.dumps(header)})
+            with written.open("rb") as file:
                 os.fsync(file.fileno())
-            aside.replace(self.path)
+            written.replace(self.path)
         finally:
-            aside.unlink(missing_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
         self._steps, self._saved_at = 0, time.monotonic()
 
 

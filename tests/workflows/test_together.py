@@ -37,7 +37,8 @@ features = [
 [model]
 sharing = { kind = "mmoe", num_experts = 3, expert_dims = [32] }
 [training]
-optimizer = { kind = "sgd", learning_rate = 0.3 }
+optimizer = { kind = "sgd", learning_rate = 0.1 }
+table_optimizer = { kind = "row_wise_adagrad", learning_rate = 0.02 }
 max_epochs = 6
 patience = 6
 clip_norm = 1.0

@@ -32,6 +32,7 @@ from recsys_mtl.training import (
     Trainer,
     checksum,
 )
+from recsys_mtl.training.checkpoint import Snapshot
 from recsys_mtl.training.losses import TaskLosses
 
 MakeBatch = Callable[..., Batch]
@@ -245,3 +246,19 @@ def test_a_checksum_tells_any_change_of_the_rows(make_batch: MakeBatch) -> None:
     ]
     assert checksum(batch) == checksum(make_batch(30))
     assert len({checksum(one) for one in changed}) == len(changed)
+
+
+def test_what_a_crash_left_goes_with_the_next_checkpoint_and_when_all_are_cleared(
+    tmp_path: Path,
+) -> None:
+    settings = Checkpoints(str(tmp_path / "run"))
+    file = CheckpointFile(settings, "fit", {"schema": 1})
+    left = tmp_path / "run" / "fit.checkpoint.writing" / ".tmp0"  # safetensors writes such files
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    file.save(Snapshot({"epoch": 1}, {"x": torch.ones(2)}))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["fit.checkpoint"]
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    settings.clear()
+    assert not (tmp_path / "run").exists()
