@@ -7,6 +7,7 @@ benchmarks/distributed.py``, with ``OMP_NUM_THREADS=1`` where processes share th
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ from recsys_mtl.training.distributed import Processes, start_processes, sum_grad
 
 COLUMNS, ROWS_PER_TABLE, DIM, NUMBERS = 20, 250_000, 16, 8
 BATCH, BATCHES, ROUNDS = 2048, 4, 9
+LARGEST = 100_000_000
 NUM_EXPERTS, EXPERT_DIMS, TOWER_DIM = 8, (256, 128), 64
 BAR = 0.35
 
@@ -36,9 +38,9 @@ BAR = 0.35
 class Step:
     """Our step: gradients of dense weights summed, those of rows sent to the rows' owners."""
 
-    def __init__(self, processes: Processes | None) -> None:
+    def __init__(self, processes: Processes | None, rows: int = ROWS_PER_TABLE) -> None:
         names = tuple(f"id_{place}" for place in range(COLUMNS))
-        tables = tuple(TableSize(name, ROWS_PER_TABLE, None) for name in names)
+        tables = tuple(TableSize(name, rows, None) for name in names)
         self.processes = processes
         self.model = MultiTaskModel(
             InputLayout(tables, names, (), NUMBERS),
@@ -98,6 +100,11 @@ def main() -> None:
     processes = start_processes("cpu")
     if processes is None:
         raise SystemExit("Start it with: torchrun --nproc-per-node 2 benchmarks/distributed.py")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--largest", action="store_true", help="only ours, with 100M table rows")
+    if parser.parse_args().largest:
+        _largest(processes)
+        return
     ours, alone = Step(processes), Step(None)
     batches = [
         _batch(seed) for seed in range(processes.rank, processes.world * BATCHES, processes.world)
@@ -137,13 +144,28 @@ def main() -> None:
     print(f"table: {held / 1e6:.0f} MB in each process, of {total / 1e6:.0f} MB")
 
 
+def _largest(processes: Processes) -> None:
+    """Take steps with a table that a process holds only a share of, beside one of 5M rows."""
+    rows = LARGEST // COLUMNS
+    large, small = Step(processes, rows), Step(processes)
+    batches = [_batch(seed, rows) for seed in range(processes.rank, ROUNDS + 1, processes.world)]
+    few = [_batch(seed) for seed in range(processes.rank, ROUNDS + 1, processes.world)]
+    timings = interleave(
+        {"100M rows": _over(batches, large.run), "5M rows": _over(few, small.run)}, rounds=ROUNDS
+    )
+    if processes.rank == 0:
+        growth = times_faster(timings["5M rows"].wall, timings["100M rows"].wall)
+        held = large.model.embeddings.each()[0].weight_RD.nbytes
+        print(f"a step with 100M rows against 5M: {growth:.2f}x; {held / 1e6:.0f} MB a process")
+
+
 def _nothing(inputs: Inputs, labels_BT: Tensor) -> None:
     """Leave the machine to the other process."""
 
 
-def _batch(seed: int) -> tuple[Inputs, Tensor]:
+def _batch(seed: int, rows: int = ROWS_PER_TABLE) -> tuple[Inputs, Tensor]:
     draw = torch.Generator().manual_seed(seed)
-    ids_BF = torch.randint(ROWS_PER_TABLE, (BATCH, COLUMNS), generator=draw)
+    ids_BF = torch.randint(rows, (BATCH, COLUMNS), generator=draw)
     labels_BT = torch.randint(2, (BATCH, NUM_TASKS), generator=draw).float()
     return Inputs(ids_BF, (), torch.randn(BATCH, NUMBERS, generator=draw)), labels_BT
 
