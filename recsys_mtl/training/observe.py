@@ -20,7 +20,9 @@ from recsys_mtl.network import Roster, Shared, whole_roster
 from recsys_mtl.training.balancing import conflict
 
 LOOKS = 4
-"""Looks at an epoch, at least."""
+"""Looks at an epoch, at least, as long as `LEAST_GAP` allows."""
+LEAST_GAP = 16
+"""Steps between looks, at least, in epochs that have so many: a look costs some steps."""
 DEAD_SHARE = 0.01
 """An expert is dead where its mean share in every gate that mixes it is below this."""
 
@@ -47,8 +49,12 @@ class Observer:
         self._rosters: list[Roster | None] = []
 
     def start_epoch(self, num_steps: int, *, taken: int = 0) -> None:
-        """Plan the looks of an epoch of so many steps, of which some are taken: four at least."""
-        self._gap = min(self.every, max(num_steps // LOOKS, 1))
+        """Plan the looks of an epoch of so many steps, of which some are taken.
+
+        Four at least, if a look costs no more than every 16th step; one in any case.
+        """
+        sparing = min(LEAST_GAP, num_steps)
+        self._gap = min(self.every, max(num_steps // LOOKS, sparing, 1))
         self._steps = taken
 
     def is_due(self) -> bool:

@@ -169,21 +169,25 @@ def test_a_unit_is_dead_when_it_is_zero_in_all_rows_of_all_looks() -> None:
     }
 
 
-def test_looks_stand_in_the_middle_of_gaps_and_are_four_at_least() -> None:
+def test_looks_stand_in_the_middle_of_gaps() -> None:
     observer = Observer(["a", "b"], 3)
     observer.start_epoch(100)
     assert [observer.is_due() for _ in range(7)] == [False, True, False, False, True, False, False]
-    rare = Observer(["a"], 100)
-    rare.start_epoch(8)
-    assert [rare.is_due() for _ in range(8)] == [False, True] * 4
-    rare.start_epoch(3)
-    assert all(rare.is_due() for _ in range(3))
-    rare.start_epoch(8, taken=1)  # an epoch that goes on after a break
-    assert [rare.is_due() for _ in range(3)] == [True, False, True]
+    observer.start_epoch(100, taken=1)  # an epoch that goes on after a break
+    assert [observer.is_due() for _ in range(3)] == [True, False, False]
     never = Observer(["a"], 0)
     never.start_epoch(8)
     assert not any(never.is_due() for _ in range(5))
     assert never.record() == {}
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "looks"), [(1, 1), (3, 1), (15, 1), (32, 2), (64, 4), (200, 4), (1000, 10)]
+)
+def test_an_epoch_has_a_look_and_four_where_they_cost_little(num_steps: int, looks: int) -> None:
+    observer = Observer(["a"], 100)
+    observer.start_epoch(num_steps)
+    assert sum(observer.is_due() for _ in range(num_steps)) == looks
 
 
 def test_a_task_may_be_named_like_the_shared_gate() -> None:
