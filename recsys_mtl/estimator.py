@@ -261,7 +261,7 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         """
         _refuse_labels(y)
         settings = self._settings()
-        start = _start(self, resume=True) if hasattr(self, "scorer_") else None
+        start = _start(self, resume=True) if hasattr(self, "settings_") else None
         schedule = replace(settings.schedule, decay="none") if start is None else _STEADY
         once = replace(settings, max_epochs=1, monitor="loss", schedule=schedule)
         fitted = self._chosen(once, start).run(self.schema, scan(rows), None)
@@ -326,6 +326,7 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
 
     def _take(self, settings: Settings, fitted: Fitted, trained: Trained) -> Self:
         """Become the fitted ranker."""
+        self.__dict__.pop("scorer_", None)
         if fitted.model is not None:  # the first of several processes has it
             self.scorer_ = Scorer(self.schema, fitted.encoder, fitted.model)
         self.settings_, self.warm_start_notes_ = settings, fitted.notes

@@ -32,8 +32,8 @@ class TrainConfig(Spec):
         Rows per step.
     accumulate
         Batches whose gradients are added up to one step: a batch of that many times the rows in the
-        memory of one. Each task's loss is its mean over the observed rows of all of them. Needs the
-        balance ``"fixed"``.
+        memory of one. Each task's loss is its mean over the observed rows of all of them; ranking losses
+        compare rows within a batch. Needs the balance ``"fixed"``.
     max_epochs
         Passes over the training rows.
     optimizer

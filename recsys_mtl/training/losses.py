@@ -60,6 +60,22 @@ class TaskLosses:
     totals_T: Tensor
 
 
+def loss_weights(targets: Targets, tasks: Sequence[Task], heads: HeadsModule) -> Tensor:
+    """Return what each row counts in each task's mean loss, (B, T): what `task_losses` divides by.
+
+    A ranking loss counts by the task's observed rows.
+    """
+    columns = []
+    for number, task in enumerate(tasks):
+        own_B = targets.weights_BT[:, number]
+        if isinstance(task, Multiclass) and task.class_weights is not None:
+            classes_B = targets.labels_BT[:, number].where(own_B > 0, 0).long()
+            own_B = own_B * own_B.new_tensor(task.class_weights)[classes_B]
+        of_heads_B = heads.row_weights(number, targets)
+        columns.append(own_B if of_heads_B is None else of_heads_B.to(own_B.dtype))
+    return torch.stack(columns, dim=1)
+
+
 def task_losses(
     headed: Headed,
     targets: Targets,

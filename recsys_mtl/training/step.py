@@ -29,7 +29,7 @@ from recsys_mtl.training.balancing import Balanced, Boundary, Fixed, check_signs
 from recsys_mtl.training.checkpoint import under
 from recsys_mtl.training.config import TrainConfig
 from recsys_mtl.training.distributed import Processes, sum_, sum_gradients
-from recsys_mtl.training.losses import TaskLosses, check_losses, task_losses
+from recsys_mtl.training.losses import TaskLosses, check_losses, loss_weights, task_losses
 from recsys_mtl.training.observe import Observer
 from recsys_mtl.training.optim import build_optimizers
 from recsys_mtl.training.run import Clock
@@ -162,7 +162,8 @@ class Stepper:
         if len(targets) == 1 and self.processes is None:
             return [None]
         world = 1 if self.processes is None else self.processes.world
-        counts_PT = torch.stack([one.weights_BT.sum(dim=0) for one in targets])
+        weights = [loss_weights(one, self.schema.tasks, self.model.heads) for one in targets]
+        counts_PT = torch.stack([weights_BT.sum(dim=0) for weights_BT in weights])
         total_T = sum_(counts_PT.sum(dim=0), self.processes)
         shares_PT = counts_PT / torch.where(total_T > 0, total_T, 1)
         return [_Share(share_T, 1 / (len(targets) * world)) for share_T in shares_PT]
@@ -181,7 +182,7 @@ class Stepper:
             weighted_T = weighted_T * share.losses_T
             penalty = None if penalty is None else penalty * share.penalty
         clock.lap("forward")
-        self._backward(weighted_T, penalty, embedded, predicted.shared)
+        self._backward(weighted_T, penalty, embedded, predicted.shared, len(inputs))
         clock.lap("backward")
         gradients: Sequence[Tensor] = [
             torch.zeros_like(vectors_SD) if vectors_SD.grad is None else vectors_SD.grad
@@ -196,10 +197,15 @@ class Stepper:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _backward(
-        self, weighted_T: Tensor, penalty: Tensor | None, embedded: Embedded, shared: Shared
+        self,
+        weighted_T: Tensor,
+        penalty: Tensor | None,
+        embedded: Embedded,
+        shared: Shared,
+        num_rows: int,
     ) -> Balanced:
         boundary = Boundary(embedded.vectors, self.dense)
-        look = self.observer.is_due()
+        look = self.observer.is_due() and num_rows > 0
         seen_TT = None
         if look and not self.balancer.gives_gramian:
             seen_TT = task_gramian(weighted_T, boundary)

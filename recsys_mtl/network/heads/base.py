@@ -68,6 +68,11 @@ class HeadsModule(nn.Module, ABC):
         del number, headed, targets
         return None
 
+    def row_weights(self, number: int, targets: Targets) -> Tensor | None:
+        """Return what rows (B,) count in the loss that the heads define; None: the task's weights."""
+        del number, targets
+        return None
+
     def defines_loss(self, number: int) -> bool:
         """Tell whether `row_losses` gives the loss of task `number`."""
         del number

@@ -143,6 +143,10 @@ class _ESCM2(TowersModule):
     def defines_loss(self, number: int) -> bool:
         return number in self.joints
 
+    def row_weights(self, number: int, targets: Targets) -> Tensor | None:
+        joint = self.joints.get(number)
+        return None if joint is None else joint.targets(targets)[1]
+
     def row_losses(self, number: int, headed: Headed, targets: Targets) -> RowLosses | None:
         joint = self.joints.get(number)
         if joint is None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY
 
+from torch import Tensor
+
 from recsys_mtl.network.heads.base import Headed, Heads, HeadsModule, RowLosses
 from recsys_mtl.network.heads.joint import Joint, required_joints
 from recsys_mtl.network.heads.towers import Tower, TowersModule
@@ -69,6 +71,10 @@ class _ESMM(TowersModule):
 
     def defines_loss(self, number: int) -> bool:
         return number in self.joints
+
+    def row_weights(self, number: int, targets: Targets) -> Tensor | None:
+        joint = self.joints.get(number)
+        return None if joint is None else joint.targets(targets)[1]
 
     def row_losses(self, number: int, headed: Headed, targets: Targets) -> RowLosses | None:
         joint = self.joints.get(number)

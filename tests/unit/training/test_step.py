@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import polars as pl
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recsys_mtl.encoding import Batch
+from recsys_mtl.encoding import Batch, Encoder
 from recsys_mtl.errors import SchemaError
-from recsys_mtl.network import PLE, Inputs, MMoE, MultiTaskModel, RowTensors
-from recsys_mtl.schema import Schema
+from recsys_mtl.network import (
+    ESCM2,
+    ESMM,
+    PLE,
+    Heads,
+    Inputs,
+    MMoE,
+    MultiTaskModel,
+    RowTensors,
+    Towers,
+)
+from recsys_mtl.schema import Binary, Categorical, Multiclass, Schema
 from recsys_mtl.training import SGD, RowWiseAdagrad, TrainConfig, Trainer, Uncertainty
 
 MakeBatch = Callable[..., Batch]
@@ -54,6 +65,48 @@ def test_batches_of_one_step_count_as_one_batch(
     torch.testing.assert_close(other.totals_T, one.totals_T)
     for name, value in weights.items():
         torch.testing.assert_close(others[name], value, rtol=1e-6, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("heads", [ESMM(), ESCM2(), Towers()])
+def test_losses_count_by_what_they_are_divided_by(heads: Heads) -> None:
+    """No clicks in the first half, and classes of unlike weights: halves differ in all that counts."""
+    tasks = (
+        Binary("ctr", label="click"),
+        Binary("cvr", label="buy", within="ctr"),
+        Multiclass("kind", label="kind", num_classes=3, class_weights=(1.0, 5.0, 20.0)),
+    )
+    click = [0] * 8 + [1, 0, 1, 1, 0, 1, 0, 1]
+    table = pl.DataFrame(
+        {
+            "hour": [n % 5 for n in range(16)],
+            "click": click,
+            "buy": [one * (n % 2) for n, one in enumerate(click)],
+            "kind": [n // 6 for n in range(16)],
+        }
+    )
+    schema = Schema(context=[Categorical("hour")], tasks=tasks)
+    encoder = Encoder(schema)
+    rows = RowTensors(encoder.fit_encode(table), CPU)
+    found = []
+    for parts in ([torch.arange(16)], list(torch.arange(16).split(8))):
+        torch.manual_seed(0)
+        sharing = MMoE(2, expert_dims=(8,))
+        model = MultiTaskModel(encoder.layout, tasks, sharing=sharing, heads=heads, embedding_dim=4)
+        stepper = _trainer(model, schema, optimizer=SGD(1e-30)).stepper
+        stepper.take([(rows.take(one), rows.targets(one)) for one in parts])
+        found.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_step_without_rows_is_not_looked_at(
+    schema: Schema, make_batch: MakeBatch, make_model: MakeModel
+) -> None:
+    trainer = _trainer(make_model(), schema, observe_every=1)
+    rows, none = RowTensors(make_batch(20), CPU), torch.arange(0)
+    trainer.stepper.observer.start_epoch(1)
+    trainer.stepper.take([(rows.take(none), rows.targets(none))])
+    assert trainer.stepper.observer.record() == {}
 
 
 def test_an_epoch_of_accumulated_batches_has_fewer_steps(
