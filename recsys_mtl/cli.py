@@ -81,7 +81,7 @@ def train(
     """Train a model as CONFIG says and save it."""
     from recsys_mtl.config import check_labels, read_config
     from recsys_mtl.model_dir import check_target
-    from recsys_mtl.training import Checkpoints
+    from recsys_mtl.training import Checkpoints, finish_processes
 
     settings = read_config(config)
     check_target(model)
@@ -102,8 +102,9 @@ def train(
     )
     for note in ranker.warm_start_notes_:
         typer.echo(f"warm start: {note}")
-    if not hasattr(ranker, "scorer_"):
-        return  # one of several processes, of which the first has the model
+    if not hasattr(ranker, "scorer_"):  # one of several processes, of which the first has the model
+        finish_processes()
+        os._exit(0)  # threads of the group may abort an orderly exit, and with it the whole run
     ranker.save(model)
     if kept is not None:
         kept.clear()
@@ -112,6 +113,7 @@ def train(
         typer.echo(f"validation, epoch {ranker.best_epoch_}:\n{ranker.valid_report_}")
     if "test" in rows:
         typer.echo(f"test:\n{ranker.evaluate(rows['test'])}")
+    finish_processes()
 
 
 @app.command()

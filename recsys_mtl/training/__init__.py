@@ -20,7 +20,12 @@ from recsys_mtl.training.balancing import (
 )
 from recsys_mtl.training.checkpoint import CheckpointFile, Checkpoints, checksum
 from recsys_mtl.training.config import TrainConfig, monitor_parts
-from recsys_mtl.training.distributed import Processes, end_processes, start_processes
+from recsys_mtl.training.distributed import (
+    Processes,
+    end_processes,
+    finish_processes,
+    start_processes,
+)
 from recsys_mtl.training.evaluate import evaluate_rows, headline_score
 from recsys_mtl.training.lazy_adam import LazyAdam
 from recsys_mtl.training.losses import check_losses, task_losses
@@ -79,6 +84,7 @@ __all__ = [
     "checksum",
     "end_processes",
     "evaluate_rows",
+    "finish_processes",
     "headline_score",
     "monitor_parts",
     "seeded",

@@ -97,6 +97,13 @@ def end_processes() -> None:
         dist.destroy_process_group()
 
 
+def finish_processes() -> None:
+    """Wait until the work of all processes is done, then leave their group; collective."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def share(num_rows: int, rank: int, world: int) -> tuple[int, int]:
     """Return the first row of a process and the one behind its last; shares differ by one at most."""
     return num_rows * rank // world, num_rows * (rank + 1) // world
