@@ -81,7 +81,9 @@ def check_settings(schema: Schema, settings: Settings) -> None:
     histories = [f.name for f in schema.features if isinstance(f, History)]
     numbers = [f.name for f in schema.features if isinstance(f, Vector)]
     numbers += [
-        f.name for f in schema.features if isinstance(f, Numeric) and f.scaling != "quantile"
+        f.name
+        for f in schema.features
+        if isinstance(f, Numeric) and f.scaling in {"standard", "log"}
     ]
     check_features("sequences", [one.feature for one in settings.sequences], histories)
     check_features("extractors", [one.feature for one in settings.extractors], numbers)

@@ -27,7 +27,7 @@ from recsys_mtl.encoding.hashing import (
     table_seed,
     warm,
 )
-from recsys_mtl.encoding.layout import InputLayout, TableSize
+from recsys_mtl.encoding.layout import EncodedNumber, InputLayout, TableSize
 
 __all__ = [
     "EMPTY_ROW",
@@ -41,6 +41,7 @@ __all__ = [
     "Batch",
     "Block",
     "EncodedCache",
+    "EncodedNumber",
     "Encoder",
     "InputLayout",
     "Part",

@@ -15,7 +15,7 @@ from recsys_mtl.encoding.columns import read_numbers, read_several, read_source,
 from recsys_mtl.encoding.growth import check_growth
 from recsys_mtl.encoding.keys import ABSENT, KeyIndex
 from recsys_mtl.encoding.labels import read_groups, read_labels
-from recsys_mtl.encoding.layout import InputLayout, TableSize
+from recsys_mtl.encoding.layout import EncodedNumber, InputLayout, TableSize
 from recsys_mtl.encoding.learner import Learner
 from recsys_mtl.encoding.learning import Array, Learned, Sample
 from recsys_mtl.encoding.sources import Source, table_rows
@@ -185,6 +185,7 @@ class Encoder:
         lists: list[tuple[str, str]] = []
         dense: list[tuple[str, int]] = []
         histories: list[int] = []
+        numbers: list[EncodedNumber] = []
         item = self.schema.item
         of_item = [] if item is None else [feature.name for feature in item.features]
         for feature in self.schema.features:
@@ -201,6 +202,8 @@ class Encoder:
                 tables[name] = TableSize(name, rows, feature.embedding_dim)
             else:
                 dense.append((feature.name, feature.dim if isinstance(feature, Vector) else 2))
+                if isinstance(feature, Numeric) and feature.is_encoded:
+                    numbers.append(learned.scales[feature.name].encoded(feature))
         return InputLayout(
             tuple(tables.values()),
             id_tables=tuple(table for _, table in ids),
@@ -211,6 +214,7 @@ class Encoder:
             dense_names=tuple(dense),
             histories=tuple(histories),
             items=tuple(place for place, (name, _) in enumerate(ids) if name in of_item),
+            numbers=tuple(numbers),
         )
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:

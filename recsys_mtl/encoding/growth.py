@@ -49,8 +49,12 @@ def _meaning(feature: Feature) -> dict[str, Any]:
     if isinstance(feature, IdFeature):
         return {"table": feature.table_name}
     if isinstance(feature, Numeric):
-        counted = feature.num_quantiles if feature.scaling == "quantile" else None
-        return {"scaling": feature.scaling, "num_quantiles": counted}
+        cut = feature.scaling in {"quantile", "piecewise"}
+        return {
+            "scaling": feature.scaling,
+            "num_quantiles": feature.num_quantiles if cut else None,
+            "num_frequencies": feature.num_frequencies if feature.scaling == "periodic" else None,
+        }
     return {"dim": feature.dim} if isinstance(feature, Vector) else {}
 
 

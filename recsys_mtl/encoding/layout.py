@@ -15,6 +15,31 @@ class TableSize:
 
 
 @dataclass(frozen=True)
+class EncodedNumber:
+    """A number that the network makes a vector of.
+
+    Parameters
+    ----------
+    name
+        The feature.
+    kind
+        ``"piecewise"`` or ``"periodic"``, as in `Numeric`.
+    size
+        Bins, or frequencies.
+    dim
+        Width of the vector; None: the model's.
+    scale
+        Deviation that frequencies are drawn with.
+    """
+
+    name: str
+    kind: str
+    size: int
+    dim: int | None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
 class InputLayout:
     """What the columns of encoded blocks are, in the order of the schema's features.
 
@@ -34,6 +59,9 @@ class InputLayout:
         Which list columns are histories.
     items
         Which one-id columns are the item's.
+    numbers
+        The features among the dense ones that the network makes vectors of; each has two columns, the
+        number and a flag that is 1 where it is missing.
     """
 
     tables: tuple[TableSize, ...]
@@ -45,3 +73,4 @@ class InputLayout:
     dense_names: tuple[tuple[str, int], ...] = ()
     histories: tuple[int, ...] = ()
     items: tuple[int, ...] = ()
+    numbers: tuple[EncodedNumber, ...] = ()

@@ -14,10 +14,11 @@ import polars as pl
 from recsys_mtl.encoding.batch import FloatArray, IntArray
 from recsys_mtl.encoding.columns import IdType, id_type, read_tokens
 from recsys_mtl.encoding.kernels import NUM_RESERVED
+from recsys_mtl.encoding.layout import EncodedNumber
 from recsys_mtl.encoding.maps import RowMap, map_from_state
 from recsys_mtl.encoding.sources import Source, Words, number_source
 from recsys_mtl.errors import EncodingError
-from recsys_mtl.schema import IdFeature, Numeric, Schema
+from recsys_mtl.schema import PIECEWISE_REACH, IdFeature, Numeric, Schema
 
 Array = npt.NDArray[Any]
 _MAX_DEVIATIONS = 5.0
@@ -34,7 +35,8 @@ class NumericScale:
     mean, std
         Of the training values, after the logarithm if there is one.
     edges
-        Ascending quantile edges; empty for the other scalings.
+        Ascending quantile edges, those of ``"piecewise"`` with the smallest and the largest value;
+        empty for the scalings without.
     """
 
     scaling: str
@@ -50,6 +52,8 @@ class NumericScale:
             steps = np.linspace(0, 1, feature.num_quantiles + 1)[1:-1]
             edges = np.unique(np.quantile(known, steps)) if known.size else np.empty(0)
             return cls(feature.scaling, 0.0, 1.0, edges)
+        if feature.scaling == "piecewise":
+            return cls(feature.scaling, 0.0, 1.0, _bin_edges(known, feature.num_quantiles))
         mean = float(known.mean()) if known.size else 0.0
         # The deviation of a constant is not 0 when its mean is rounded.
         varies = known.size > 0 and known.min() < known.max()
@@ -70,12 +74,46 @@ class NumericScale:
         length = (1 << int(self.edges.size).bit_length()) - 1
         return np.concatenate([self.edges, np.full(length - self.edges.size, np.inf)])
 
+    def encoded(self, feature: Numeric) -> EncodedNumber:
+        """Return what the network must know of a feature that it makes a vector of."""
+        bins = max(int(self.edges.size) - 1, 1)
+        size = bins if feature.scaling == "piecewise" else feature.num_frequencies
+        return EncodedNumber(
+            feature.name, feature.scaling, size, feature.embedding_dim, feature.frequency_scale
+        )
+
     def dense(self, values: npt.NDArray[np.float64]) -> FloatArray:
-        """Return shape (n, 2): the scaled number (0 where missing, at most 5 off), and a missing flag."""
+        """Return shape (n, 2): the scaled number (0 where missing, at most 5 off), and a missing flag.
+
+        That of ``"piecewise"`` is its place among the edges, from 0 at the first to the number of bins
+        at the last: large numbers, such as times, keep their digits in float32.
+        """
         missing = np.isnan(values)
-        scaled = (_transform(self.scaling, values) - self.mean) / self.std
-        scaled = scaled.clip(-_MAX_DEVIATIONS, _MAX_DEVIATIONS)
+        if self.scaling == "piecewise":
+            scaled = self._places(values)
+        else:
+            scaled = (_transform(self.scaling, values) - self.mean) / self.std
+            scaled = scaled.clip(-_MAX_DEVIATIONS, _MAX_DEVIATIONS)
         return np.stack([np.where(missing, 0.0, scaled), missing], axis=1).astype(np.float32)
+
+    def _places(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return each value's bin, plus the share of the bin below the value."""
+        bins = np.searchsorted(self.edges[1:-1], values, side="right")
+        lower, upper = self.edges[bins], self.edges[bins + 1]
+        with np.errstate(over="ignore"):  # far off is far off
+            share = (values - lower) / (upper - lower)
+        places: npt.NDArray[np.float64] = bins + share.clip(-PIECEWISE_REACH, 1 + PIECEWISE_REACH)
+        return places
+
+
+def _bin_edges(known: npt.NDArray[np.float64], num_bins: int) -> npt.NDArray[np.float64]:
+    """Return quantiles from the smallest to the largest value, each once, two at least."""
+    if not known.size:
+        return np.array([0.0, 1.0])
+    edges = np.unique(np.quantile(known, np.linspace(0, 1, num_bins + 1)))
+    if edges.size > 1:
+        return edges
+    return np.array([edges[0], edges[0] + max(1.0, abs(edges[0]))])
 
 
 def _transform(scaling: str, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

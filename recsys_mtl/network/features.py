@@ -22,6 +22,7 @@ from recsys_mtl.network.embedding import Embedded, Embeddings
 from recsys_mtl.network.extractor import Extractor, output_width
 from recsys_mtl.network.inputs import Inputs, ListInput
 from recsys_mtl.network.interaction import Interaction
+from recsys_mtl.network.numbers import NumberLayer, number_layers
 from recsys_mtl.network.sequence import Mean, SequenceEncoder
 from recsys_mtl.network.sharded import WHOLE, Shard
 from recsys_mtl.network.sharing import Columns
@@ -41,7 +42,7 @@ class FeatureLayer(nn.Module):
     """Turn a batch into the input of sharing, (B, V, output_dim).
 
     The features stand in this order: for every table width, rising, one-id features, bags and
-    histories; then the dense numbers; then the outputs of extractors.
+    histories; then the dense numbers; then the outputs of extractors; then encoded numbers.
 
     Parameters
     ----------
@@ -106,7 +107,7 @@ class FeatureLayer(nn.Module):
         runs = self._vector_runs(layout)
         vector_dims = [(len(names), dim) for names, dim in runs]
         widths = [(name, dim) for names, dim in runs for name in names]
-        widths += self._take_numbers(layout, extractors)
+        widths += self._take_numbers(layout, extractors, embedding_dim)
         stops = list(accumulate(width for _, width in widths))
         self.columns = Columns(
             {
@@ -141,17 +142,20 @@ class FeatureLayer(nn.Module):
         return runs
 
     def _take_numbers(
-        self, layout: InputLayout, extractors: Sequence[Extractor]
+        self, layout: InputLayout, extractors: Sequence[Extractor], embedding_dim: int
     ) -> list[tuple[str, int]]:
-        """Build the extractors; list features and widths of the numbers kept, then of those made."""
+        """Build what turns numbers into vectors; list features and widths of all numbers, those kept first."""
         runs = layout.dense_names or (("", layout.dense_dim),)
-        check_features("extractors", [e.feature for e in extractors], [name for name, _ in runs])
+        encoded = [feature.name for feature in layout.numbers]
+        free = [name for name, _ in runs if name not in encoded]
+        check_features("extractors", [e.feature for e in extractors], free)
         by_feature = {extractor.feature: extractor for extractor in extractors}
         self._extracted: list[slice] = []
         self.extractors = nn.ModuleList()
         places: list[int] = []
         kept: list[tuple[str, int]] = []
         made: list[tuple[str, int]] = []
+        columns: dict[str, int] = {}
         start = 0
         for name, run in runs:
             if name in by_feature:
@@ -159,12 +163,22 @@ class FeatureLayer(nn.Module):
                 self.extractors.append(module)
                 self._extracted.append(slice(start, start + run))
                 made.append((name, output_width(module, run, feature=name)))
+            elif name in encoded:
+                columns[name] = start
             else:
                 places += range(start, start + run)
                 kept.append((name, run))
             start += run
         self.register_buffer("kept_columns", torch.tensor(places, dtype=torch.int64), False)
-        return kept + made
+        found = [columns[feature.name] for feature in layout.numbers]
+        self.numbers = number_layers(layout.numbers, found, embedding_dim)
+        return (
+            kept + made + [(one.name, la.dim) for la in self.number_layers() for one in la.features]
+        )
+
+    def number_layers(self) -> list[NumberLayer]:
+        """Return the layers that encode numbers."""
+        return [layer for layer in self.numbers.values() if isinstance(layer, NumberLayer)]
 
     def forward(self, embedded: Embedded, inputs: Inputs) -> Tensor:
         """Return the input of sharing from looked-up vectors, where the graph of training begins."""
@@ -199,6 +213,7 @@ class FeatureLayer(nn.Module):
             extract(dense_BN[:, place])
             for extract, place in zip(self.extractors, self._extracted, strict=True)
         ]
+        given += [layer(inputs.dense_BN) for layer in self.number_layers()]
         if given:
             dense_BN = dense_BN.index_select(1, self.kept_columns)
         numbers = [dense_BN, *given]

@@ -26,8 +26,11 @@ from recsys_mtl.network.extractor import Extractor
 from recsys_mtl.network.heads import Heads
 from recsys_mtl.network.interaction import Interaction
 from recsys_mtl.network.model import MultiTaskModel
+from recsys_mtl.network.numbers import NumberLayer
 from recsys_mtl.network.probing import input_copies, task_lists
 from recsys_mtl.network.sharing import Columns, Sharing
+
+_NUMBERS = "features.numbers."
 
 Axes = tuple[Tensor | None, ...]
 """Per axis, where each place was in the old network, -1 where it is new; None: all where they are."""
@@ -67,6 +70,11 @@ class Plan:
         """Return the features that have an extractor, in the order of the extractors."""
         named = [extractor.feature for extractor in self.extractors]
         return [name for name, _ in self.layout.dense_names if name in named]
+
+    def encoded_numbers(self, key: str) -> list[str]:
+        """Return the features of a layer that encodes numbers, by its name."""
+        layer = self.model.features.numbers[key]
+        return [one.name for one in layer.features] if isinstance(layer, NumberLayer) else []
 
 
 class Transplant:
@@ -111,6 +119,8 @@ class Transplant:
     def source(self, name: str) -> str | None:
         """Return the old name of a parameter that is no table; None if the parameter is new."""
         parts = name.split(".")
+        if name.startswith(_NUMBERS) and parts[2] not in self.old.model.features.numbers:
+            return None
         for place in range(1, len(parts)):
             places = self._lists.get(".".join(name.split(".")[:place]))
             if places is None:
@@ -271,7 +281,9 @@ class Transplant:
             raise _unlike(name, None if known is None else known.shape, fresh.shape)
         if name.startswith("outputs."):
             tasks = _numbers(self.old.task_names, self.new.task_names)
-            return (torch.tensor([-1 if task is None else task for task in tasks]),)
+            return (_axis(tasks),)
+        if name.startswith(_NUMBERS):
+            return self._axes_of_numbers(name, known, fresh)
         copies = self._copies.get(name, (0,) * fresh.dim())
         axes = tuple(self._places(count) for count in copies)
         width = _width(self.old.columns)
@@ -279,6 +291,16 @@ class Transplant:
             if (places is None and was != size) or (places is not None and was != count * width):
                 raise _unlike(name, known.shape, fresh.shape)
         return axes
+
+    def _axes_of_numbers(self, name: str, known: Tensor, fresh: Tensor) -> Axes:
+        """Return where the features of a layer that encodes numbers, and their bins, were."""
+        key = name.removeprefix(_NUMBERS).split(".")[0]
+        names = [plan.encoded_numbers(key) for plan in (self.old, self.new)]
+        axes: list[Tensor | None] = [_axis(_numbers(*names)), *[None] * (fresh.dim() - 1)]
+        if name.endswith("weight_PKD"):  # places behind a feature's bins are 0 in both
+            bins_K = torch.arange(fresh.shape[1])
+            axes[1] = bins_K.where(bins_K < known.shape[1], -1)
+        return tuple(axes)
 
     def _places(self, copies: int) -> Tensor | None:
         """Return the old places along an axis that has the input's columns so many times."""
@@ -301,6 +323,10 @@ def _unlike(name: str, was: torch.Size | None, shape: torch.Size) -> SchemaError
 def _numbers(before: Sequence[str], after: Sequence[str]) -> list[int | None]:
     """Return the old number of each name, None where there is none."""
     return [before.index(name) if name in before else None for name in after]
+
+
+def _axis(numbers: Sequence[int | None]) -> Tensor:
+    return torch.tensor([-1 if number is None else number for number in numbers])
 
 
 def _width(columns: Columns) -> int:

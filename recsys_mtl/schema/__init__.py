@@ -1,6 +1,7 @@
 """What the columns mean: features, tasks and the schema that binds them."""
 
 from recsys_mtl.schema.features import (
+    PIECEWISE_REACH,
     Bag,
     Categorical,
     Feature,
@@ -14,6 +15,7 @@ from recsys_mtl.schema.schema import Schema, Side
 from recsys_mtl.schema.tasks import Binary, Multiclass, Regression, Task, find_circle
 
 __all__ = [
+    "PIECEWISE_REACH",
     "Bag",
     "Binary",
     "Categorical",

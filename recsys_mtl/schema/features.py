@@ -14,6 +14,10 @@ NumBuckets = Annotated[int, Field(ge=2, le=2**30)]
 NumHashes = Annotated[int, Field(ge=1, le=2)]
 Positive = Annotated[int, Field(ge=1)]
 
+PIECEWISE_REACH = 4.0
+"""How far a ``"piecewise"`` number may lie outside its bins, in widths of the outermost bin."""
+_MOST_BINS = 1024
+
 
 @spec
 class Feature(Spec):
@@ -180,20 +184,50 @@ class Numeric(Feature, kind="numeric"):
     Parameters
     ----------
     scaling
-        ``"quantile"`` looks up a vector per quantile bucket (missing has its own); ``"standard"``
-        subtracts the training mean and divides by the deviation; ``"log"`` does the same after
-        ``sign(x) * log(1 + |x|)``. The last two give two inputs: the number, cut at 5 deviations
-        and 0 where missing, and a flag that is 1 where missing.
+        ``"quantile"`` looks up a vector per quantile bucket (missing has its own).
+        ``"standard"`` subtracts the training mean and divides by the deviation; ``"log"`` does the
+        same after ``sign(x) * log(1 + |x|)``. These two give two inputs: the number, cut at 5
+        deviations and 0 where missing, and a flag that is 1 where missing.
+        ``"piecewise"`` and ``"periodic"`` give a vector that changes with the number without jumps;
+        missing has a learned one. The first is piecewise linear in the number, with bends at
+        training quantiles (PLE-LR): below the first and above the last it goes on as a line for
+        `PIECEWISE_REACH` times the width of the outermost bin, and is constant from there. The second
+        takes sine and cosine of trained frequencies of the number, scaled as by ``"standard"`` (PLR).
+        Both end in a linear map of the feature's own and ReLU.
     num_quantiles
-        Buckets of ``"quantile"``; equal edges are merged.
+        Buckets of ``"quantile"`` and bins of ``"piecewise"`` (at most 1,024); equal edges are merged.
     embedding_dim
-        Width of the bucket vectors; by default the model's.
+        Width of the vectors; by default the model's.
+    num_frequencies
+        Frequencies of ``"periodic"``.
+    frequency_scale
+        Deviation of the normal distribution that they are drawn from, in periods per deviation of the
+        number, above 0. Large ones can follow a jagged dependence, and overfit.
+
+    References
+    ----------
+    Y. Gorishniy, I. Rubachev, A. Babenko, "On Embeddings for Numerical Features in Tabular Deep
+    Learning", NeurIPS 2022: sections 3.2 (piecewise linear), 3.3 (periodic).
     """
 
     _: KW_ONLY
-    scaling: Literal["quantile", "standard", "log"] = "quantile"
+    scaling: Literal["quantile", "standard", "log", "piecewise", "periodic"] = "quantile"
     num_quantiles: Annotated[int, Field(ge=2, le=65536)] = 32
     embedding_dim: Positive | None = None
+    num_frequencies: Annotated[int, Field(ge=1, le=1024)] = 48
+    frequency_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
+
+    def __post_init__(self) -> None:
+        if self.scaling == "piecewise" and self.num_quantiles > _MOST_BINS:
+            raise ValueError(
+                f"num_quantiles must be at most {_MOST_BINS:,} with scaling='piecewise'. Found"
+                f" {self.num_quantiles:,}: lower it, or choose scaling='quantile'"
+            )
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether the network makes a vector of the number, which is no look-up in a table."""
+        return self.scaling in {"piecewise", "periodic"}
 
 
 @spec

@@ -131,3 +131,69 @@ def test_bucket_map_gives_rows_to_the_buckets_seen_often_enough():
     ]  # fmt: skip
     twice = BucketMap.learn(tokens, uses, num_buckets=2**20, min_count=2)
     assert place_tokens(asked, twice.placement(0, "xxh64")).tolist() == [0, 2, 1, 1, 3, 1, 4, 1, 1]
+
+
+def piecewise(num_bins: int, train: np.ndarray) -> NumericScale:
+    return NumericScale.fit(Numeric("x", scaling="piecewise", num_quantiles=num_bins), train)
+
+
+def filled(place: float, num_bins: int) -> list[float]:
+    """The paper's vector, from a place among the bins."""
+    low = [-np.inf] + [0.0] * (num_bins - 1)
+    high = [1.0] * (num_bins - 1) + [np.inf]
+    return [min(max(place - t, low[t]), high[t]) for t in range(num_bins)]
+
+
+def paper(x: float, edges: np.ndarray) -> list[float]:
+    """Equation 1 of Gorishniy et al., case by case."""
+    last, found = len(edges) - 1, []
+    for t in range(1, last + 1):
+        if x < edges[t - 1] and t > 1:
+            found.append(0.0)
+        elif x >= edges[t] and t < last:
+            found.append(1.0)
+        else:
+            found.append((x - edges[t - 1]) / (edges[t] - edges[t - 1]))
+    return found
+
+
+def test_a_piecewise_place_stands_for_the_papers_vector():
+    train = np.append(np.round(values() % 40), [NAN, 0.0, 0.0])
+    scale = piecewise(8, train)
+    known = train[~np.isnan(train)]
+    np.testing.assert_array_equal(scale.edges, np.unique(np.quantile(known, np.linspace(0, 1, 9))))
+    last = scale.edges.size - 1
+    new = np.concatenate([scale.edges, [-1.0, 0.25, 7.5, scale.edges[-1] + 3]])
+    places = scale.dense(new)[:, 0]
+    for x, place in zip(new, places, strict=True):
+        np.testing.assert_allclose(filled(place, last), paper(x, scale.edges), atol=1e-5)
+
+
+def test_a_piecewise_place_goes_on_four_bins_beyond_and_no_further():
+    scale = piecewise(2, np.array([0.0, 10.0, 20.0, 30.0, 50.0]))
+    assert scale.edges.tolist() == [0, 20, 50]
+    new = np.array([-80.0, -81.0, -1e308, 170.0, 171.0, 1e308, 20.0, NAN])
+    dense = scale.dense(new)
+    assert dense[:, 0].tolist() == [-4, -4, -4, 6, 6, 6, 1, 0]
+    assert dense[:, 1].tolist() == [0] * 7 + [1]
+
+
+def test_large_numbers_keep_their_digits_as_places():
+    times = 1.7e12 + np.arange(101.0)
+    places = piecewise(10, times).dense(times)[:, 0]
+    np.testing.assert_allclose(places, np.arange(101) / 10, atol=1e-5)
+
+
+@pytest.mark.parametrize("train", [[], [NAN, NAN], [7.0, 7.0], [0.0], [-1e300]])
+def test_a_constant_or_missing_number_has_one_bin(train):
+    scale = piecewise(4, np.array(train))
+    assert scale.edges.size == 2
+    assert np.isfinite(scale.dense(np.array([0.0, 7.0, NAN, 1e300]))).all()
+
+
+def test_a_periodic_number_is_scaled_as_a_standard_one():
+    train = values()
+    found = [
+        NumericScale.fit(Numeric("x", scaling=kind), train) for kind in ("periodic", "standard")
+    ]
+    np.testing.assert_array_equal(*(scale.dense(train) for scale in found))

@@ -342,6 +342,34 @@ def test_encoders_of_histories_and_extractors_follow_their_features() -> None:
         _transplant(old, other)
 
 
+def test_encoded_numbers_follow_their_features_whatever_bins_the_new_ones_have() -> None:
+    """A new feature with more bins widens the layer; known ones keep their bins and frequencies."""
+    table = _table()
+    age = Numeric("age", scaling="piecewise", num_quantiles=4)
+    price = Numeric("price", scaling="periodic", num_frequencies=3)
+    other = Numeric("hour", scaling="periodic", num_frequencies=2, embedding_dim=4)
+    size = Numeric("size", scaling="piecewise", num_quantiles=9)
+    config: dict[str, Any] = {"sharing": SharedBottom((6,)), "interaction": CrossNetwork(1)}
+    old = _Made(table, [FEATURES[0], age, price], **config)
+    new = _Made(table, [price, size, other, FEATURES[0], age], known=old, **config)
+    transplant = _transplant(old, new)
+    torch.testing.assert_close(new.logits(table), old.logits(table), rtol=1e-6, atol=1e-6)
+    name = "features.numbers.piecewise_3.weight_PKD"
+    moved = transplant.moved(name, old.model.get_parameter(name).detach())
+    assert moved.shape == (2, 9, 3)
+    assert torch.equal(moved[1, :4], old.model.get_parameter(name)[0])
+    assert not moved[0].any()
+    assert not moved[1, 4:].any()
+    assert transplant.source("features.numbers.periodic_2_4.bias_PD") is None
+    back = _Made(table, [FEATURES[0], age, price], known=new, **config)
+    _transplant(new, back)
+    wider = _Made(table, [FEATURES[0], replace(age, embedding_dim=5), price], known=old, **config)
+    with pytest.raises(SchemaError, match="Feature 'age' must keep its 3 numbers"):
+        _transplant(old, wider)
+    with pytest.raises(SchemaError, match="num_frequencies must stay 3"):
+        _Made(table, [replace(price, num_frequencies=4)], known=old, **config)
+
+
 def test_moments_move_with_their_weights_and_are_zero_where_these_are_new() -> None:
     table = _table()
     old = _Made(table, sharing=SharedBottom((6,)))
