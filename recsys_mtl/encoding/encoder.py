@@ -181,8 +181,8 @@ class Encoder:
         """What the columns of encoded blocks are."""
         learned = self.learned
         tables: dict[str, TableSize] = {}
-        ids: list[tuple[str, str]] = []
-        lists: list[tuple[str, str]] = []
+        ids: list[tuple[str, str, float]] = []
+        lists: list[tuple[str, str, tuple[float, int]]] = []
         dense: list[tuple[str, int]] = []
         histories: list[int] = []
         numbers: list[EncodedNumber] = []
@@ -193,11 +193,14 @@ class Encoder:
                 name, rows = feature.table_name, learned.maps[feature.table_name].num_rows
                 if isinstance(feature, History):
                     histories.append(len(lists))
-                (lists if _has_several(feature) else ids).append((feature.name, name))
+                if _has_several(feature):
+                    lists.append((feature.name, name, (feature.dropout, feature.num_lookups)))
+                else:
+                    ids.append((feature.name, name, feature.dropout))
                 tables[name] = TableSize(name, rows, feature.embedding_dim)
             elif isinstance(feature, Numeric) and feature.scaling == "quantile":
                 name = f"{feature.name}.quantiles"
-                ids.append((feature.name, name))
+                ids.append((feature.name, name, 0.0))
                 rows = learned.scales[feature.name].num_rows
                 tables[name] = TableSize(name, rows, feature.embedding_dim)
             else:
@@ -206,15 +209,17 @@ class Encoder:
                     numbers.append(learned.scales[feature.name].encoded(feature))
         return InputLayout(
             tuple(tables.values()),
-            id_tables=tuple(table for _, table in ids),
-            list_tables=tuple(table for _, table in lists),
+            id_tables=tuple(table for _, table, _ in ids),
+            list_tables=tuple(table for _, table, _ in lists),
             dense_dim=sum(width for _, width in dense),
-            id_names=tuple(name for name, _ in ids),
-            list_names=tuple(name for name, _ in lists),
+            id_names=tuple(name for name, _, _ in ids),
+            list_names=tuple(name for name, _, _ in lists),
             dense_names=tuple(dense),
             histories=tuple(histories),
-            items=tuple(place for place, (name, _) in enumerate(ids) if name in of_item),
+            items=tuple(place for place, (name, _, _) in enumerate(ids) if name in of_item),
             numbers=tuple(numbers),
+            id_dropout=tuple(share for _, _, share in ids),
+            list_dropout=tuple(drawn for _, _, drawn in lists),
         )
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:

@@ -62,6 +62,10 @@ class InputLayout:
     numbers
         The features among the dense ones that the network makes vectors of; each has two columns, the
         number and a flag that is 1 where it is missing.
+    id_dropout
+        Share of each one-id column's ids that training takes for unknown; empty: none.
+    list_dropout
+        The same of each list column, and how many rows an id looks up.
     """
 
     tables: tuple[TableSize, ...]
@@ -74,3 +78,5 @@ class InputLayout:
     histories: tuple[int, ...] = ()
     items: tuple[int, ...] = ()
     numbers: tuple[EncodedNumber, ...] = ()
+    id_dropout: tuple[float, ...] = ()
+    list_dropout: tuple[tuple[float, int], ...] = ()

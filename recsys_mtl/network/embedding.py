@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recsys_mtl.encoding import NUM_RESERVED, InputLayout
+from recsys_mtl.network.id_dropout import IdDropout
 from recsys_mtl.network.inputs import Inputs, ListInput
 from recsys_mtl.network.sharded import WHOLE, Route, Shard
 
@@ -292,6 +293,7 @@ class Embeddings(nn.Module):
     ) -> None:
         super().__init__()
         self.shard = shard
+        self.dropout = IdDropout(layout)
         width = {one.name: (one.dim or embedding_dim) * num_views for one in layout.tables}
         size = {table.name: table.num_rows for table in layout.tables}
         self.tables = nn.ModuleList()
@@ -312,7 +314,8 @@ class Embeddings(nn.Module):
         return [table for table in self.tables if isinstance(table, EmbeddingTable)]
 
     def forward(self, inputs: Inputs) -> Embedded:
-        """Look up the vectors of all features."""
+        """Look up the vectors of all features; in training, of unknown ids in place of some."""
+        inputs = self.dropout(inputs)
         found = [table(inputs) for table in self.each()]
         return Embedded(tuple(vectors for vectors, _ in found), tuple(rows for _, rows in found))
 

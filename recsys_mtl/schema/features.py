@@ -68,6 +68,11 @@ class IdFeature(Feature):
     table
         Name of the table; features that name the same one share buckets and vectors.
         By default the feature's own name. The hash seed is derived from it.
+    dropout
+        Share of the ids that are taken for unknown ones while the network is trained,
+        0 <= dropout < 1: the `unknown` row is then trained, and less is learned of ids by heart. Lists
+        lose ids one by one. Features of one table may differ in it, and so may a model and one that
+        goes on from it.
     """
 
     _: KW_ONLY
@@ -76,6 +81,7 @@ class IdFeature(Feature):
     min_count: Positive = 1
     vocabulary: Positive | None = None
     table: Name | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property
     def table_name(self) -> str:

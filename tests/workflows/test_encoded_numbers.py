@@ -56,7 +56,7 @@ def _table(num_rows: int = 2000, seed: int = 0) -> pl.DataFrame:
 def _ranker(**settings: Any) -> MultiTaskRanker:
     schema = Schema(
         context=[
-            Categorical("user"),
+            Categorical("user", dropout=0.2),
             Numeric("x", scaling="piecewise", num_quantiles=12),
             Numeric("z", scaling="periodic", num_frequencies=8, frequency_scale=0.5),
         ],
