@@ -69,12 +69,11 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
     schema
         What the columns mean.
     sharing
-        How tasks share: `SharedBottom`, `OMoE`, `MMoE`, `CGC`, `PLE`, `CrossStitch`, `STEM`, `AdaTT`, `HoME`,
-        `PEPNet`.
+        One of `SharedBottom`, `OMoE`, `MMoE`, `CGC`, `PLE`, `CrossStitch`, `STEM`, `AdaTT`, `HoME`, `PEPNet`.
     heads
         How representations become predictions: `Towers`, `Serial`, `ESMM`, `ESCM2`, `AITM`, `DBMTL`.
-    embedding_dim
-        Width of the embedding tables of features that name none.
+    embedding_dim, embedding_dropout
+        Width of the vectors of features that name none; share of vectors' numbers dropped in training.
     sequences
         Encoders of `History` features: `Mean`, `GRU`, `DilatedCNN`, `DIN`, `CausalAttention`; one without
         `feature` is for all that have none of their own. By default the mean of the events.
@@ -127,6 +126,7 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         sharing: Sharing = _MMOE,
         heads: Heads = _TOWERS,
         embedding_dim: int = 16,
+        embedding_dropout: float = 0.0,
         sequences: Sequence[SequenceEncoder] = (),
         interaction: Interaction = _PLAIN,
         extractors: Sequence[Extractor] = (),
@@ -154,6 +154,7 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         self.sharing = sharing
         self.heads = heads
         self.embedding_dim = embedding_dim
+        self.embedding_dropout = embedding_dropout
         self.sequences = sequences
         self.interaction = interaction
         self.extractors = extractors
@@ -366,10 +367,9 @@ def load(path: str | Path, *, device: str = "auto") -> MultiTaskRanker:
     found = read_model_dir(path)
     warm()
     encoder, settings, model = rebuild(found, path)
-    schema = encoder.schema
     given = {name: getattr(settings, name) for name in _SETTINGS}
-    ranker = MultiTaskRanker(schema, device=device, **given)
-    ranker.scorer_ = Scorer(schema, encoder, model.to(where))
+    ranker = MultiTaskRanker(encoder.schema, device=device, **given)
+    ranker.scorer_ = Scorer(encoder.schema, encoder, model.to(where))
     ranker.settings_, ranker.training_ = settings, found.training
     ranker.warm_start_notes_ = []
     ranker.best_epoch_ = int(found.metrics["best_epoch"])

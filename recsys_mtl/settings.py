@@ -50,6 +50,7 @@ class ModelConfig(Spec):
     sharing: Sharing = MMoE()
     heads: Heads = Towers()
     embedding_dim: Annotated[int, Field(ge=1)] = 16
+    embedding_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     sequences: Annotated[Sequence[SequenceEncoder], AfterValidator(tuple)] = ()
     interaction: Interaction = NoInteraction()
     extractors: Annotated[Sequence[Extractor], AfterValidator(tuple)] = ()
@@ -135,6 +136,7 @@ def build_network(
         sharing=settings.sharing,
         heads=settings.heads,
         embedding_dim=settings.embedding_dim,
+        embedding_dropout=settings.embedding_dropout,
         sequences=settings.sequences,
         interaction=settings.interaction,
         extractors=settings.extractors,

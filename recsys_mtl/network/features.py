@@ -50,6 +50,10 @@ class FeatureLayer(nn.Module):
         Tables and columns, from the encoder.
     embedding_dim
         Width of tables that name none.
+    embedding_dropout
+        Share of the numbers of all vectors (of ids, bags, histories, encoded numbers) that training sets
+        to 0, 0 <= embedding_dropout < 1; the others are scaled up. Given numbers and those of
+        extractors stay.
     num_views
         Vectors of every value, V.
     sequences
@@ -85,10 +89,12 @@ class FeatureLayer(nn.Module):
         sequences: Sequence[SequenceEncoder],
         interaction: Interaction,
         extractors: Sequence[Extractor],
+        embedding_dropout: float = 0.0,
         shard: Shard = WHOLE,
     ) -> None:
         super().__init__()
         self.num_views = num_views
+        self.dropout = nn.Dropout(embedding_dropout)
         names = [layout.list_names[position] for position in layout.histories]
         chosen = [_encoder_of(name, sequences) for name in names]
         check_features("sequences", [one.feature for one in sequences], names)
@@ -208,12 +214,13 @@ class FeatureLayer(nn.Module):
             if found_ND:
                 plain = vectors[number][:, : self._first_pooled(number)]
                 vectors[number] = torch.cat([plain, torch.stack(found_ND, dim=1)], dim=1)
+        vectors = [self.dropout(found_NCD) for found_NCD in vectors]
         dense_BN = inputs.dense_BN
         given = [
             extract(dense_BN[:, place])
             for extract, place in zip(self.extractors, self._extracted, strict=True)
         ]
-        given += [layer(inputs.dense_BN) for layer in self.number_layers()]
+        given += [self.dropout(layer(inputs.dense_BN)) for layer in self.number_layers()]
         if given:
             dense_BN = dense_BN.index_select(1, self.kept_columns)
         numbers = [dense_BN, *given]

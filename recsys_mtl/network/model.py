@@ -55,6 +55,8 @@ class MultiTaskModel(nn.Module):
         How tasks share; how representations become logits.
     embedding_dim
         Width of the embedding tables that name none.
+    embedding_dropout
+        As in `FeatureLayer`.
     sequences
         Encoders of histories; the mean for a history that none is for.
     interaction
@@ -78,6 +80,7 @@ class MultiTaskModel(nn.Module):
         sharing: Sharing,
         heads: Heads,
         embedding_dim: int,
+        embedding_dropout: float = 0.0,
         sequences: Sequence[SequenceEncoder] = (),
         interaction: Interaction | None = None,
         extractors: Sequence[Extractor] = (),
@@ -88,6 +91,7 @@ class MultiTaskModel(nn.Module):
         self.features = FeatureLayer(
             layout,
             embedding_dim=embedding_dim,
+            embedding_dropout=embedding_dropout,
             num_views=sharing.num_views(len(names)),
             sequences=sequences,
             interaction=NoInteraction() if interaction is None else interaction,

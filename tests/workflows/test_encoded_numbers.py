@@ -32,6 +32,8 @@ context = [
     { kind = "numeric", name = "z", scaling = "periodic", num_frequencies = 4, frequency_scale = 0.5 },
 ]
 tasks = [{ kind = "binary", name = "ctr", label = "click" }]
+[model]
+embedding_dropout = 0.1
 """
 
 
@@ -63,6 +65,7 @@ def _ranker(**settings: Any) -> MultiTaskRanker:
         tasks=[Binary("ctr", label="click"), Regression("stars", label="stars")],
     )
     small: dict[str, Any] = {"sharing": SharedBottom((16,)), "embedding_dim": 8, "batch_size": 256}
+    small["embedding_dropout"] = 0.05
     fixed = {"schema": schema, "max_epochs": 2, "device": "cpu", "random_state": 0}
     return MultiTaskRanker(**(fixed | small | settings))
 
@@ -111,7 +114,9 @@ def test_a_run_that_died_ends_as_if_it_had_not(
 def test_a_file_names_them(tmp_path: Path) -> None:
     _table(20).write_parquet(tmp_path / "rows.parquet")
     (tmp_path / "run.toml").write_text(CONFIG)
-    assert read_config(tmp_path / "run.toml").schema.context == (
+    config = read_config(tmp_path / "run.toml")
+    assert config.ranker().embedding_dropout == config.model.embedding_dropout == 0.1
+    assert config.schema.context == (
         Numeric("x", scaling="piecewise", num_quantiles=8, embedding_dim=6),
         Numeric("z", scaling="periodic", num_frequencies=4, frequency_scale=0.5),
     )

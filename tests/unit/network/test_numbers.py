@@ -169,6 +169,29 @@ def test_every_view_reads_the_same_vectors(sharing: SharedBottom | STEM) -> None
         assert model(few).logits_BZ.shape == (rows, 2)
 
 
+@pytest.mark.parametrize("sharing", [SharedBottom((4,)), STEM(expert_dims=(4,))], ids=str)
+def test_embedding_dropout_sets_its_share_of_vectors_to_zero(sharing: SharedBottom | STEM) -> None:
+    """Within four standard errors, the rest scaled up; given numbers stay, as does all in evaluation."""
+    encoder = Encoder(SCHEMA).fit(TABLE)
+    config = ModelConfig(sharing=sharing, embedding_dim=4, embedding_dropout=0.25)
+    layer = build_network(encoder, config).features
+    for number in layer.number_layers():
+        torch.nn.init.ones_(number.bias_PD)
+        torch.nn.init.ones_(number.missing_PD)
+    rows_B = torch.arange(1000) % 5
+    inputs = RowTensors(encoder.encode(TABLE), torch.device("cpu")).take(rows_B)
+    whole = layer.eval()(layer.embeddings(inputs), inputs)
+    dropped = layer.train()(layer.embeddings(inputs), inputs)
+    assert torch.equal(dropped[:, :, 4:6], whole[:, :, 4:6])
+    for part in (slice(0, 4), slice(6, 13)):
+        lost = (dropped[:, :, part] == 0) & (whole[:, :, part] != 0)
+        known = int((whole[:, :, part] != 0).sum() / whole.shape[1])
+        share = float(lost.sum() / (whole[:, :, part] != 0).sum())
+        assert abs(share - 0.25) <= 4 * (0.25 * 0.75 / known) ** 0.5
+        expected = torch.where(lost, 0.0, whole[:, :, part] / 0.75)
+        torch.testing.assert_close(dropped[:, :, part], expected)
+
+
 def test_an_extractor_for_an_encoded_number_is_refused() -> None:
     with pytest.raises(SchemaError, match="standard or log Numeric"):
         build_network(Encoder(SCHEMA).fit(TABLE), ModelConfig(extractors=[MLPExtractor("age")]))

@@ -4,6 +4,7 @@ Run as a script, this file is one of the processes.
 """
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,6 +37,15 @@ LAYOUT = InputLayout(
 def _embeddings(shard: Shard | None = None) -> Embeddings:
     torch.manual_seed(5)
     return Embeddings(LAYOUT, embedding_dim=3, events=[3], shard=shard or Shard())
+
+
+def _dropping(shard: Shard | None = None) -> Embeddings:
+    """Tables whose ids are dropped; weights do not follow the random state of the draws."""
+    shares = {"id_dropout": (0.5,) * 4, "list_dropout": ((0.5, 1),) * 4}
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        layout = replace(LAYOUT, **shares)  # type: ignore[arg-type]
+        return Embeddings(layout, embedding_dim=3, events=[3], shard=shard or Shard())
 
 
 def _inputs(num_rows: int, *, seed: int) -> Inputs:
@@ -104,6 +114,8 @@ def _main(path: str) -> None:
     for table in embeddings.each():
         table.reset_parameters()
     found["reset"] = embeddings.gather()
+    torch.manual_seed(7 + rank)
+    found["dropping"] = _dropping(shard)(_own_inputs(rank)[0]).vectors
     torch.save(found, path)
 
 
@@ -129,6 +141,16 @@ def test_lookups_equal_those_in_whole_tables_bit_by_bit(found: list[dict[str, An
             for one, other, known in zip(training, scoring, expected, strict=True):
                 assert torch.equal(one, known)
                 assert torch.equal(other, known)
+
+
+def test_ids_are_dropped_as_in_whole_tables(found: list[dict[str, Any]]) -> None:
+    for rank, own in enumerate(found):
+        torch.manual_seed(7 + rank)
+        expected = _dropping()(_own_inputs(rank)[0]).vectors
+        plain = _embeddings()(_own_inputs(rank)[0]).vectors
+        for one, known, other in zip(own["dropping"], expected, plain, strict=True):
+            assert torch.equal(one, known)
+            assert not torch.equal(known, other)
 
 
 def test_looked_up_vectors_are_cut_off_from_the_graph(found: list[dict[str, Any]]) -> None:
