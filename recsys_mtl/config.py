@@ -257,7 +257,9 @@ def _reads(schema: Schema, tables: Container[str]) -> Iterator[tuple[str, str, S
         for number, feature in enumerate(side.features):
             yield f"schema.{name}.features[{number}]", own, feature.columns
     for number, feature in enumerate(schema.context):
-        yield f"schema.context[{number}]", "interactions", feature.columns
+        yield f"schema.context[{number}]", "interactions", feature.inputs
+    if schema.clock is not None:
+        yield "schema.time", "interactions", [schema.clock.column]
     for number, task in enumerate(schema.tasks):
         yield f"schema.tasks[{number}].label", "interactions", [task.label]
         if task.sample_weight is not None:

@@ -1,5 +1,16 @@
 """What the columns mean: features, tasks and the schema that binds them."""
 
+from recsys_mtl.schema.as_of import (
+    AsOf,
+    AsOfHistory,
+    Bins,
+    Computed,
+    ComputedFeature,
+    KeyPart,
+    Previous,
+    Recency,
+    Time,
+)
 from recsys_mtl.schema.features import (
     PIECEWISE_REACH,
     Bag,
@@ -16,19 +27,28 @@ from recsys_mtl.schema.tasks import Binary, Multiclass, Regression, Task, find_c
 
 __all__ = [
     "PIECEWISE_REACH",
+    "AsOf",
+    "AsOfHistory",
     "Bag",
     "Binary",
+    "Bins",
     "Categorical",
+    "Computed",
+    "ComputedFeature",
     "Feature",
     "History",
     "IdFeature",
+    "KeyPart",
     "ListFeature",
     "Multiclass",
     "Numeric",
+    "Previous",
+    "Recency",
     "Regression",
     "Schema",
     "Side",
     "Task",
+    "Time",
     "Vector",
     "find_circle",
 ]

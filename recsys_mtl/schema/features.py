@@ -45,6 +45,11 @@ class Feature(Spec):
         """All columns read."""
         return (self.source,)
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns that a table must have for it."""
+        return self.columns
+
 
 @spec
 class IdFeature(Feature):

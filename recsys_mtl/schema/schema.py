@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, InstanceOf
 
+from recsys_mtl.schema.as_of import ComputedFeature, Time
+from recsys_mtl.schema.as_of_checks import check_computed
 from recsys_mtl.schema.features import Feature, IdFeature, Name
 from recsys_mtl.schema.tasks import Binary, Task, find_circle
 from recsys_mtl.spec import Spec, spec
@@ -56,6 +58,8 @@ class Schema(Spec):
         Features of the impression itself, read from the interactions.
     tasks
         What is predicted; at least one.
+    time
+        When an interaction was: its column, or a `Time`. Features computed from earlier rows need it.
     hash
         Hash of the ids: ``"xxh64"``, or ``"murmur3"`` (32 bit) for parity with other tools.
 
@@ -63,7 +67,8 @@ class Schema(Spec):
     ------
     SchemaError
         If two features or two tasks share a name, a label serves as a feature, `within` names no
-        binary task, or tasks with a ranking loss have no group column, or different ones.
+        binary task, tasks with a ranking loss have no group column, or different ones, or features
+        computed from earlier rows contradict each other or have no time.
     """
 
     _: KW_ONLY
@@ -71,6 +76,7 @@ class Schema(Spec):
     item: Side | None = None
     context: Features = ()
     tasks: Tasks
+    time: Time | Name | None = None
     hash: Literal["xxh64", "murmur3"] = "xxh64"
 
     def __post_init__(self) -> None:
@@ -87,6 +93,11 @@ class Schema(Spec):
         self._check_parents()
         self._check_groups()
         self._check_tables()
+        sides = (f for side in (self.user, self.item) if side is not None for f in side.features)
+        labels = self.label_columns
+        check_computed(
+            self.context, tuple(sides), self.clock, labels=labels, read=(*self.keys, *labels)
+        )
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -98,6 +109,16 @@ class Schema(Spec):
         """All features: the user's, the item's, the context's."""
         sides = (side.features for side in (self.user, self.item) if side is not None)
         return (*(feature for side in sides for feature in side), *self.context)
+
+    @property
+    def clock(self) -> Time | None:
+        """The time of an interaction, if there is one."""
+        return Time(self.time) if isinstance(self.time, str) else self.time
+
+    @property
+    def computed(self) -> tuple[ComputedFeature, ...]:
+        """The features of the context that are computed from earlier rows."""
+        return tuple(feature for feature in self.context if isinstance(feature, ComputedFeature))
 
     @property
     def label_columns(self) -> tuple[str, ...]:
