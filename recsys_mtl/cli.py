@@ -1,4 +1,4 @@
-"""The command `recsys-mtl`: train, evaluate, score, describe, collisions."""
+"""The command `recsys-mtl`: train, evaluate, score, observe, describe, collisions."""
 
 from __future__ import annotations
 
@@ -156,6 +156,17 @@ def score(
 
 @app.command()
 @_plain_errors
+def observe(model: ModelFolder, table: Table, where: Where = None) -> None:
+    """Let features of earlier rows in MODEL know a TABLE with labels, such as that of a day."""
+    from recsys_mtl.estimator import load
+
+    ranker = load(model, device="cpu").observe(_rows(table, None, None, where))
+    ranker.save(model)
+    typer.echo(f"model: {model}")
+
+
+@app.command()
+@_plain_errors
 def describe(model: ModelFolder) -> None:
     """Say what MODEL reads, predicts and consists of."""
     from recsys_mtl.describe import describe_model
@@ -181,7 +192,7 @@ def collisions(
     ranker = load(model, device="cpu")
     report = collision_report(
         ranker.scorer.encoder,
-        _rows(table, users, items, where),
+        ranker.scorer.recalled(_rows(table, users, items, where)),
         embedding_dim=ranker.settings_.embedding_dim,
     )
     typer.echo(describe_collisions(report))

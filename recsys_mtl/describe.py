@@ -25,6 +25,8 @@ def describe_model(ranker: MultiTaskRanker) -> str:
             lines.append(f"  {name} by {side.key}: {_features(side.features)}")
     if schema.context:
         lines.append(f"  context: {_features(schema.context)}")
+    if scorer.as_of is not None:
+        lines.append(f"  earlier rows: known up to time {scorer.as_of.end}")
     lines += ["predicts", *(f"  {_task(task)}" for task in schema.tasks)]
     lines += [
         "network",

@@ -12,8 +12,8 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 
-from recsys_mtl.encoding import Batch, warm
-from recsys_mtl.errors import EncodingError, NotFittedError, SchemaError
+from recsys_mtl.encoding import warm
+from recsys_mtl.errors import NotFittedError, SchemaError
 from recsys_mtl.fitting import DiskCache, Fit, Fitted
 from recsys_mtl.metrics import Report
 from recsys_mtl.model_dir import (
@@ -31,12 +31,12 @@ from recsys_mtl.network import (
     Interaction,
     MMoE,
     NoInteraction,
-    RowTensors,
     SequenceEncoder,
     Sharing,
     Towers,
 )
 from recsys_mtl.reading import scan
+from recsys_mtl.recall import from_bytes, observed, to_bytes
 from recsys_mtl.schema import Schema
 from recsys_mtl.serving import Scorer
 from recsys_mtl.settings import Settings, check_settings, find_device, rebuild
@@ -279,7 +279,7 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
     def evaluate(self, rows: Any) -> Report:
         """Measure every task on the rows where its label is observed."""
         scorer = self.scorer
-        batch, tensors = _labelled(scorer, rows)
+        batch, tensors = scorer.labelled(rows)
         return evaluate_rows(scorer.model, scorer.schema, batch, tensors)
 
     def score(self, rows: Any, y: None = None) -> float:
@@ -290,8 +290,13 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         """
         del y
         scorer = self.scorer
-        batch, tensors = _labelled(scorer, rows)
+        batch, tensors = scorer.labelled(rows)
         return headline_score(scorer.model, scorer.schema, batch, tensors)
+
+    def observe(self, rows: Any) -> Self:
+        """Let features of earlier rows know a day's rows, as `AsOfState.update` does; train nothing."""
+        self.scorer.as_of = observed(self.scorer.as_of, rows)
+        return self
 
     def save(self, path: str | Path, *, training: bool = True) -> None:
         """Write the model to a folder: JSON and safetensors, hashed, replaced as a whole.
@@ -307,8 +312,9 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         encoder, arrays = scorer.encoder.state()
         metrics = metrics_to_json(self.best_epoch_, self.history_, self.valid_report_)
         schema, settings = scorer.schema.to_dict(), self.settings_.to_dict()
-        weights, kept = scorer.model.state_dict(), self.training_ if training else None
-        contents = ModelDir(schema, settings, encoder, metrics, arrays, weights, kept)
+        weights, known = scorer.model.state_dict(), to_bytes(scorer.as_of)
+        kept = self.training_ if training else None
+        contents = ModelDir(schema, settings, encoder, metrics, arrays, weights, kept, known)
         write_model_dir(path, contents)
 
     @property
@@ -329,7 +335,7 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         """Become the fitted ranker."""
         self.__dict__.pop("scorer_", None)
         if fitted.model is not None:  # the first of several processes has it
-            self.scorer_ = Scorer(self.schema, fitted.encoder, fitted.model)
+            self.scorer_ = Scorer(self.schema, fitted.encoder, fitted.model, fitted.as_of)
         self.settings_, self.warm_start_notes_ = settings, fitted.notes
         self.training_: Training | None = fitted.training
         self.history_, self.best_epoch_ = trained.history, trained.best_epoch
@@ -369,7 +375,8 @@ def load(path: str | Path, *, device: str = "auto") -> MultiTaskRanker:
     encoder, settings, model = rebuild(found, path)
     given = {name: getattr(settings, name) for name in _SETTINGS}
     ranker = MultiTaskRanker(encoder.schema, device=device, **given)
-    ranker.scorer_ = Scorer(encoder.schema, encoder, model.to(where))
+    state = from_bytes(found.as_of, encoder.schema, path)
+    ranker.scorer_ = Scorer(encoder.schema, encoder, model.to(where), state)
     ranker.settings_, ranker.training_ = settings, found.training
     ranker.warm_start_notes_ = []
     ranker.best_epoch_ = int(found.metrics["best_epoch"])
@@ -390,11 +397,5 @@ def _start(known: MultiTaskRanker | str | Path, *, resume: bool = False) -> Warm
     """Return what a run goes on from; `resume` if it is one with the run that made it."""
     ranker = known if isinstance(known, MultiTaskRanker) else load(known, device="cpu")
     scorer = ranker.scorer
-    return WarmStart(scorer.encoder, scorer.model, ranker.settings_, ranker.training_, resume)
-
-
-def _labelled(scorer: Scorer, rows: Any) -> tuple[Batch, RowTensors]:
-    batch = scorer.encoder.encode(rows)
-    if batch.num_rows == 0:
-        raise EncodingError("The interactions must hold rows to evaluate. Found an empty table.")
-    return batch, RowTensors(batch, scorer.device)
+    settings, training = ranker.settings_, ranker.training_
+    return WarmStart(scorer.encoder, scorer.model, settings, training, resume, scorer.as_of)

@@ -16,7 +16,8 @@ from recsys_mtl.encoding import Batch, EncodedCache, Encoder, absent_notes
 from recsys_mtl.errors import SchemaError
 from recsys_mtl.model_dir import Training, TrainingTensors
 from recsys_mtl.network import MultiTaskModel
-from recsys_mtl.reading import Rows
+from recsys_mtl.reading import AsOfState, Rows
+from recsys_mtl.recall import recall
 from recsys_mtl.schema import Schema
 from recsys_mtl.settings import Settings, build_network, check_rows
 from recsys_mtl.spec import Spec, spec
@@ -73,6 +74,8 @@ class Fitted:
         What a later run needs to go on, beside the weights; several processes keep none.
     notes
         What a warm start found changed, in words.
+    as_of
+        What is known of earlier rows, if the schema has features of them.
     """
 
     encoder: Encoder
@@ -80,6 +83,7 @@ class Fitted:
     trained: Trained
     training: Training | None
     notes: list[str]
+    as_of: AsOfState | None = None
 
 
 @dataclass(frozen=True)
@@ -122,11 +126,18 @@ class Fit:
         ------
         EncodingError
             If there are no rows, or none with labels, or they contradict the schema.
+        SchemaError
+            If features of earlier rows are asked for together with what they do not go with.
         """
         processes = start_processes(self.device)
+        self._check_computed(schema, processes)
         if processes is not None:
             return self._run_together(processes, schema, rows, valid)
         started = time.perf_counter()
+        start = self.start
+        known, resume = (None, False) if start is None else (start.as_of, start.resume)
+        recalled = recall(schema, rows, valid, known=known, resume=resume)
+        rows, valid = recalled.rows, recalled.valid
         encoder = Encoder(schema)
         batch, valid_batch = self._encode(encoder, rows, valid)
         check_rows(schema, batch, valid_batch)
@@ -150,7 +161,24 @@ class Fit:
             )
             training = TrainingTensors(keep_training(trainer.stepper, trained))
         trained = _with_encoding(trained, encode_seconds)
-        return Fitted(encoder, model, trained, training, [] if warm is None else warm.notes)
+        notes = recalled.notes + ([] if warm is None else warm.notes)
+        return Fitted(encoder, model, trained, training, notes, recalled.state)
+
+    def _check_computed(self, schema: Schema, processes: Processes | None) -> None:
+        """Refuse what features of earlier rows do not go with."""
+        if not schema.computed:
+            return
+        name, ways = schema.computed[0].name, []
+        if self.cache is not None:
+            ways.append("cache=DiskCache(...), which reads the files as they are,")
+        if processes is not None:
+            ways.append(f"training by {processes.world} processes")
+        for way in ways:
+            raise SchemaError(
+                f"Feature {name!r} is computed from earlier rows, which {way} does not do yet. Write"
+                " the columns to a file first, by AsOfState(schema).learn(rows), and read them as"
+                " Numeric and History features."
+            )
 
     def _run_together(
         self, processes: Processes, schema: Schema, rows: Rows, valid: Rows | None

@@ -34,6 +34,8 @@ _MANIFEST = "manifest.json"
 _JSON = ("schema", "model", "encoder", "metrics")
 _FILES = (*(f"{name}.json" for name in _JSON), "encoder.safetensors", "weights.safetensors")
 _TRAINING = "training.safetensors"
+_AS_OF = "as_of.parquet"
+_OPTIONAL = (_TRAINING, _AS_OF)
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class ModelDir:
         The network's state, on the CPU.
     training
         The state of its optimizers, for warm starts; a folder may lack it.
+    as_of
+        What is known of earlier rows, a parquet file's bytes, if the schema has features of them.
     """
 
     schema: dict[str, Any]
@@ -99,6 +103,7 @@ class ModelDir:
     encoder_arrays: Mapping[str, Array]
     weights: Mapping[str, torch.Tensor]
     training: Training | None = None
+    as_of: bytes | None = None
 
 
 def write_model_dir(path: str | Path, contents: ModelDir) -> None:
@@ -118,6 +123,8 @@ def write_model_dir(path: str | Path, contents: ModelDir) -> None:
     files["weights.safetensors"] = _saved(contents.weights)
     if contents.training is not None:
         files[_TRAINING] = _saved(contents.training.tensors())
+    if contents.as_of is not None:
+        files[_AS_OF] = contents.as_of
     files[_MANIFEST] = _dump(_manifest(files))
     target.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as undo:
@@ -165,7 +172,8 @@ def read_model_dir(path: str | Path) -> ModelDir:
     manifest = _read_manifest(folder)
     found = {entry.name for entry in folder.iterdir()}
     listed = manifest["files"].get(_TRAINING)
-    expected = {*_FILES, _MANIFEST, *([] if listed is None else [_TRAINING])}
+    optional = [name for name in _OPTIONAL if name in manifest["files"]]
+    expected = {*_FILES, _MANIFEST, *optional}
     if found != expected:
         odd = sorted(found ^ expected)
         raise ModelDirError(
@@ -179,7 +187,10 @@ def read_model_dir(path: str | Path) -> ModelDir:
         raise ModelDirError(f"{folder} holds a damaged safetensors file: {error}.") from error
     weights = _tensors(folder, data["weights.safetensors"])
     training = None if listed is None else TrainingFile(folder.resolve() / _TRAINING, listed)
-    return ModelDir(**values, encoder_arrays=arrays, weights=weights, training=training)
+    as_of = _read_listed(folder / _AS_OF, manifest["files"]) if _AS_OF in optional else None
+    return ModelDir(
+        **values, encoder_arrays=arrays, weights=weights, training=training, as_of=as_of
+    )
 
 
 def _saved(tensors: Mapping[str, torch.Tensor]) -> bytes:
@@ -250,7 +261,7 @@ def _read_listed(file: Path, listed: Mapping[str, Any]) -> bytes:
 def _is_model_dir(path: Path) -> bool:
     """Tell whether the folder is a model and nothing else, so that replacing it loses nothing."""
     try:
-        if {entry.name for entry in path.iterdir()} - {*_FILES, _TRAINING, _MANIFEST}:
+        if {entry.name for entry in path.iterdir()} - {*_FILES, *_OPTIONAL, _MANIFEST}:
             return False
         return bool(json.loads((path / _MANIFEST).read_bytes())["format"] == _FORMAT)
     except (OSError, ValueError, KeyError, TypeError):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from recsys_mtl.encoding import Encoder, row_origins
 from recsys_mtl.model_dir import Training
 from recsys_mtl.network import MultiTaskModel, Plan, Transplant
+from recsys_mtl.reading import AsOfState
 from recsys_mtl.schema import Schema
 from recsys_mtl.settings import Settings
 from recsys_mtl.training import Stepper, Trained, build_optimizers
@@ -35,6 +36,8 @@ class WarmStart:
         The state of its optimizers; None: they begin afresh.
     resume
         Whether the run is one with that of the model, so that random numbers go on, too.
+    as_of
+        What the model knows of earlier rows, if it has features of them.
     """
 
     encoder: Encoder
@@ -42,6 +45,7 @@ class WarmStart:
     settings: Settings
     training: Training | None
     resume: bool = False
+    as_of: AsOfState | None = None
 
     def fingerprint(self) -> int:
         """Return a number that tells two starts apart."""

@@ -121,6 +121,15 @@ class Schema(Spec):
         return tuple(feature for feature in self.context if isinstance(feature, ComputedFeature))
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that are named, of whatever table, each once."""
+        named = [*self.keys, *self.label_columns]
+        named += [column for feature in self.features for column in feature.inputs]
+        named += [] if self.group is None else [self.group]
+        named += [] if self.clock is None else [self.clock.column]
+        return tuple(dict.fromkeys(named))
+
+    @property
     def label_columns(self) -> tuple[str, ...]:
         """The columns of labels and sample weights, each once."""
         columns = [task.label for task in self.tasks]

@@ -10,9 +10,11 @@ from typing import Any
 import polars as pl
 import torch
 
-from recsys_mtl.encoding import Encoder, absent_notes
+from recsys_mtl.encoding import Batch, Encoder, absent_notes
+from recsys_mtl.errors import EncodingError
 from recsys_mtl.network import MultiTaskModel, RowTensors, score_rows
-from recsys_mtl.reading import scan
+from recsys_mtl.reading import AsOfState, Rows, scan
+from recsys_mtl.recall import narrowed
 from recsys_mtl.schema import Multiclass, Schema
 
 _log = logging.getLogger(__name__)
@@ -32,10 +34,19 @@ class Scorer:
         Fitted.
     model
         Trained.
+    as_of
+        What is known of earlier rows, if the schema has features of them.
     """
 
-    def __init__(self, schema: Schema, encoder: Encoder, model: MultiTaskModel) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        encoder: Encoder,
+        model: MultiTaskModel,
+        as_of: AsOfState | None = None,
+    ) -> None:
         self.schema = schema
+        self.as_of = as_of
         self.encoder = encoder
         self.model = model.eval()
         self.device = next(model.parameters()).device
@@ -56,9 +67,11 @@ class Scorer:
         """Score in order, `chunk_rows` at a time; an empty table gives one empty frame.
 
         Rows whose user or item the side table lacks are scored, counted, and logged as a warning.
+        Features of earlier rows are computed first, for all rows at once: their columns are then held
+        in memory whole.
         """
         absent: Counter[str] = Counter()
-        for batch in self.encoder.batches(rows, chunk_rows=chunk_rows):
+        for batch in self.encoder.batches(self.recalled(rows), chunk_rows=chunk_rows):
             scores = score_rows(self.model, RowTensors(batch, self.device))
             columns = [
                 pl.Series(name, found.to(torch.float32).numpy(), dtype)
@@ -68,6 +81,29 @@ class Scorer:
             yield pl.DataFrame([*batch.keys.get_columns(), *columns])
         for note in absent_notes(absent):
             _log.warning("%s", note)
+
+    def labelled(self, rows: Any) -> tuple[Batch, RowTensors]:
+        """Encode rows with their labels, to be measured.
+
+        Raises
+        ------
+        EncodingError
+            If there are no rows, or they contradict the schema.
+        """
+        batch = self.encoder.encode(self.recalled(rows))
+        if batch.num_rows == 0:
+            raise EncodingError(
+                "The interactions must hold rows to evaluate. Found an empty table."
+            )
+        return batch, RowTensors(batch, self.device)
+
+    def recalled(self, rows: Any) -> Rows:
+        """Open rows, with the features of earlier rows where the schema has any."""
+        opened = scan(rows)
+        if self.as_of is None:
+            return opened
+        found: Rows = self.as_of.apply(narrowed(opened, self.schema))
+        return found
 
 
 def _dtype(task: object) -> pl.DataType:

@@ -27,7 +27,7 @@ def write_past(plan: Plan, past: Past) -> pa.Table:
     columns = dict(_columns(plan, past))
     header = {
         "version": STATE_VERSION,
-        "definition": _definition(plan),
+        "definition": definition_of(plan),
         "begin": past.begin,
         "end": past.end,
         "lengths": {name: len(column) for name, column in columns.items()},
@@ -61,7 +61,7 @@ def read_past(plan: Plan, table: pa.Table) -> Past:
         raise EncodingError(
             f"The state's format must be of version {STATE_VERSION}. Found {version!r}: learn it again."
         )
-    if header["definition"] != _definition(plan):
+    if header["definition"] != definition_of(plan):
         raise EncodingError(
             "The state must be of the features and the time that the schema has. Found other ones:"
             " learn it again, or take the schema it was learned with."
@@ -78,7 +78,8 @@ def read_past(plan: Plan, table: pa.Table) -> Past:
     return past
 
 
-def _definition(plan: Plan) -> dict[str, Any]:
+def definition_of(plan: Plan) -> dict[str, Any]:
+    """Return the time and the features as JSON values."""
     found = {
         "time": plan.clock.to_dict(),
         "features": [feature.to_dict() for feature in plan.features],

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from recsys_mtl.errors import EncodingError, SchemaError
-from recsys_mtl.reading.as_of.file import read_past, write_past
+from recsys_mtl.reading.as_of.file import definition_of, read_past, write_past
 from recsys_mtl.reading.as_of.plan import Plan
 from recsys_mtl.reading.as_of.run import (
     Mode,
@@ -79,6 +79,11 @@ class AsOfState:
     def end(self) -> int | None:
         """The largest time of the rows known, in the clock's unit; None where there are none."""
         return self._past.end
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """The time and the features that the state is of, as JSON values."""
+        return definition_of(self._plan)
 
     def learn(self, rows: Any, *, leave_out: bool = False) -> Any:
         """Add the features to rows with outcomes, each from earlier rows alone; then know these, too.

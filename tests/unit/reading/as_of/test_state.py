@@ -1,5 +1,6 @@
 """Features of earlier rows against a loop over all rows, and what must not change them."""
 
+import itertools
 import math
 import random
 
@@ -80,7 +81,7 @@ def test_pieces_in_order_of_time_are_as_good_as_all_at_once(make_log, schema, cu
     found = whole.learn(log)
     state, pieces = AsOfState(schema), []
     places = [0, *sorted(random.Random(cuts).sample(range(1, 300), cuts)), 300]
-    for start, stop in zip(places, places[1:], strict=False):
+    for start, stop in itertools.pairwise(places):
         pieces.append(state.learn(shuffled(log[start:stop].with_row_index("row"), 1)).sort("row"))
     assert features(pl.concat(pieces), schema).equals(features(found, schema))
     assert state.apply(test).equals(whole.apply(test))

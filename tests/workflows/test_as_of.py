@@ -1,0 +1,158 @@
+"""Features of earlier rows from fit to the model folder: the same state trains, scores and is carried."""
+
+import logging
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from recsys_mtl import (
+    AsOf,
+    AsOfHistory,
+    AsOfState,
+    Binary,
+    Categorical,
+    DiskCache,
+    History,
+    MultiTaskRanker,
+    Numeric,
+    Recency,
+    Schema,
+    SharedBottom,
+    Side,
+    Time,
+    load,
+)
+from recsys_mtl.cli import app
+from recsys_mtl.errors import EncodingError, ModelDirError, SchemaError
+
+DAY = 24 * 3_600_000
+ITEM = Side("item", features=[Categorical("item")])
+USER = Side("user", features=[Categorical("user")])
+
+
+def table(days: range) -> pl.DataFrame:
+    rows = [
+        {
+            "time": day * DAY + k * DAY // 101,
+            "user": k % 7,
+            "item": k * k % 11,
+            "click": k * k % 3 % 2,
+        }
+        for day in days
+        for k in range(100)
+    ]
+    return pl.DataFrame(rows)
+
+
+def schema(warm_up: str | None = None) -> Schema:
+    context = [
+        AsOf("item_ctr", key="item", label="click", scaling="standard"),
+        Recency("gap", key="user", scaling="log"),
+        AsOfHistory("last", key="user", column="item", max_length=3, table="item"),
+    ]
+    tasks = [Binary("ctr", label="click")]
+    return Schema(
+        user=USER, item=ITEM, context=context, tasks=tasks, time=Time("time", warm_up=warm_up)
+    )
+
+
+def ranker(schema: Schema) -> MultiTaskRanker:
+    small = SharedBottom((8,))
+    return MultiTaskRanker(
+        schema,
+        sharing=small,
+        embedding_dim=4,
+        max_epochs=2,
+        batch_size=64,
+        device="cpu",
+        random_state=0,
+    )
+
+
+def test_fit_is_that_of_columns_computed_beforehand() -> None:
+    train, valid, test = table(range(3)), table(range(3, 4)), table(range(4, 5))
+    context = [
+        Numeric("item_ctr", scaling="standard"),
+        Numeric("gap", scaling="log"),
+        History("last", max_length=3, table="item"),
+    ]
+    plain = Schema(user=USER, item=ITEM, context=context, tasks=schema().tasks)
+    state = AsOfState(schema("1d"))
+    ready = state.learn(train).filter(pl.col("time") >= DAY)
+    expected = ranker(plain).fit(ready, valid=state.apply(valid))
+    found = ranker(schema("1d")).fit(train, valid=valid)
+    assert found.valid_report_ == expected.valid_report_
+    assert found.predict(test).equals(expected.predict(state.apply(test)))
+    assert found.evaluate(test) == expected.evaluate(state.apply(test))
+
+
+def test_refit_knows_the_validation_rows() -> None:
+    fitted = ranker(schema()).fit(table(range(3)), valid=table(range(3, 4)), refit=True)
+    assert fitted.scorer.as_of is not None
+    assert fitted.scorer.as_of.end == table(range(4))["time"].max()
+
+
+def test_a_saved_model_scores_alike_and_goes_on_observing(tmp_path) -> None:
+    fitted = ranker(schema()).fit(table(range(3)))
+    fitted.save(tmp_path / "model")
+    test = table(range(4, 5))
+    before = fitted.predict(test)
+    assert load(tmp_path / "model", device="cpu").predict(test).equals(before)
+    day = tmp_path / "day.parquet"
+    table(range(3, 4)).with_columns(click=1).write_parquet(day)
+    assert CliRunner().invoke(app, ["observe", str(tmp_path / "model"), str(day)]).exit_code == 0
+    after = load(tmp_path / "model", device="cpu").predict(test)
+    assert after.equals(fitted.observe(day).predict(test))
+    assert not after.equals(before)
+
+
+def test_rows_from_before_the_end_of_training_are_refused() -> None:
+    train = table(range(3))
+    with pytest.raises(EncodingError, match="must not lie before time"):
+        ranker(schema()).fit(train, valid=train[:50])
+    fitted = ranker(schema()).fit(train)
+    with pytest.raises(EncodingError, match="Split by time"):
+        fitted.predict(train)
+    with pytest.raises(EncodingError, match="in the order of time"):
+        fitted.observe(train)
+
+
+def test_partial_fit_goes_on_with_what_is_known() -> None:
+    fitted = ranker(schema()).partial_fit(table(range(2))).partial_fit(table(range(2, 4)))
+    state = AsOfState(schema())
+    state.update(table(range(4)))
+    test = table(range(4, 5))
+    assert fitted.scorer.as_of is not None
+    assert fitted.scorer.as_of.apply(test).equals(state.apply(test))
+    with pytest.raises(EncodingError, match="in the order of time"):
+        fitted.partial_fit(table(range(1)))
+
+
+def test_a_warm_start_goes_on_if_its_rows_follow_and_says_if_not(caplog) -> None:
+    first = ranker(schema()).fit(table(range(2)))
+    follows = ranker(schema()).fit(table(range(2, 3)), warm_start=first)
+    assert not [note for note in follows.warm_start_notes_ if "earlier rows" in note]
+    with caplog.at_level(logging.INFO):
+        again = ranker(schema()).fit(table(range(2)), warm_start=first)
+    assert [note for note in again.warm_start_notes_ if "learned from these rows alone" in note]
+
+
+def test_what_does_not_go_together_is_refused(tmp_path) -> None:
+    file = tmp_path / "rows.parquet"
+    table(range(3)).write_parquet(file)
+    with pytest.raises(SchemaError, match="computed from earlier rows, which cache"):
+        ranker(schema()).fit(file, cache=DiskCache(str(tmp_path / "cache")))
+    with pytest.raises(EncodingError, match="beyond the warm-up"):
+        ranker(schema("1w")).fit(table(range(3)))
+    plain = Schema(context=[Categorical("item")], tasks=[Binary("ctr", label="click")])
+    with pytest.raises(SchemaError, match="observe needs features of earlier rows"):
+        ranker(plain).fit(table(range(1))).observe(file)
+
+
+def test_a_model_folder_without_its_state_is_refused(tmp_path) -> None:
+    fitted = ranker(schema()).fit(table(range(2)))
+    fitted.scorer.as_of = None
+    fitted.save(tmp_path / "model")
+    with pytest.raises(ModelDirError, match=r"must hold as_of\.parquet"):
+        load(tmp_path / "model")
