@@ -150,4 +150,4 @@ def _follow(rows: Rows, schema: Schema, known: AsOfState) -> bool:
     if clock is None or known.end is None:
         return True
     ticks = read_ticks(rows.frame([clock.column]), clock)
-    return ticks.size == 0 or int(ticks.min()) >= known.end
+    return ticks.size == 0 or int(ticks.min()) >= known.end - clock.ticks(clock.slack)

@@ -74,6 +74,9 @@ class Time(Spec):
         What to leave out of training at the beginning, such as ``"1d"``: these rows count in the
         features of later ones, but know too little to be learned from. It begins where the day (hour,
         minute, second) of the first row begins, the longest of which `warm_up` is a multiple.
+    slack
+        How far before the end of what is known later tables may begin, such as ``"1h"`` where a log is
+        cut by another clock than this. So long the past is kept in detail, and no row sees its future.
     """
 
     column: Name
@@ -81,6 +84,11 @@ class Time(Spec):
     unit: Literal["s", "ms", "us", "ns"] = "ms"
     offset: Shift = "0s"
     warm_up: Duration | None = None
+    slack: Shift = "0s"
+
+    def __post_init__(self) -> None:
+        if nanoseconds(self.slack) < 0:
+            raise ValueError(f"slack must be at least 0. Found {self.slack!r}")
 
     def ticks(self, duration: str) -> int:
         """Return a duration in units of the time column.
@@ -305,8 +313,7 @@ class Previous(Computed, Numeric, kind="previous"):
     key
         As for `AsOf`.
     column
-        Column of a number that is known at the impression; by default that of the feature's name
-        does not do: it must be given.
+        Column of a number that is known at the impression; it must be given.
     scaling, num_quantiles, embedding_dim
         As for `Numeric`.
     """

@@ -46,7 +46,7 @@ def check_computed(
     if clock is not None and clock.column in set(labels):
         raise ValueError(f"time must be known at the impression. Found label {clock.column!r}")
     if clock is not None:
-        for duration in (clock.offset, clock.warm_up or clock.offset):
+        for duration in (clock.offset, clock.slack, clock.warm_up or clock.offset):
             clock.ticks(duration)
     if not computed:
         return

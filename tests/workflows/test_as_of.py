@@ -156,3 +156,26 @@ def test_a_model_folder_without_its_state_is_refused(tmp_path) -> None:
     fitted.save(tmp_path / "model")
     with pytest.raises(ModelDirError, match=r"must hold as_of\.parquet"):
         load(tmp_path / "model")
+
+
+@pytest.mark.slow
+def test_kuairand_items_have_the_clicks_of_the_days_before(real_data) -> None:
+    log = pl.read_parquet(real_data / "kuairand_pure" / "interactions.parquet")
+    clock = Time("timestamp_ms", offset="8h", slack="1h")
+    clicks = AsOf("clicks", key="item_id", label="label_ctr", statistic="sum")
+    known = Schema(context=[clicks], tasks=[Binary("ctr", label="label_ctr")], time=clock)
+    day = pl.from_epoch("timestamp_ms", time_unit="ms").dt.offset_by("8h").dt.date().alias("day")
+    dated = log.with_columns(day)
+    daily = dated.group_by("item_id", "day").agg(pl.col("label_ctr").cast(pl.Float64).sum())
+    pairs = daily.join(daily, on="item_id", suffix="_before")
+    before = pairs.filter(pl.col("day_before") < pl.col("day"))
+    sums = before.group_by("item_id", "day").agg(pl.col("label_ctr_before").sum().alias("clicks"))
+    expected = dated.join(sums, on=["item_id", "day"], how="left", maintain_order="left")
+    found = AsOfState(known).learn(
+        log.sample(fraction=1.0, shuffle=True, seed=0).sort("timestamp_ms")
+    )
+    order = ["timestamp_ms", "user_id", "item_id"]
+    assert found.sort(order)["clicks"].equals(expected.sort(order)["clicks"].fill_null(0.0))
+    state = AsOfState(known)
+    state.update(log.filter(pl.col("split") != "test"))
+    assert state.apply(log.filter(pl.col("split") == "test")).height == 30_290

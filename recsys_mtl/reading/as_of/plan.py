@@ -107,7 +107,7 @@ class Plan:
         self.trails = list(dict.fromkeys(trails.values()))
         self._trails = {name: self.trails.index(trail) for name, trail in trails.items()}
         self.ordered = self._sorted(features)
-        self.offset = clock.ticks(clock.offset)
+        self.offset, self.slack = clock.ticks(clock.offset), clock.ticks(clock.slack)
 
     def ledger_of(self, feature: AsOf) -> int:
         """Return the number of the ledger that a feature's own rows are summed in."""

@@ -110,21 +110,24 @@ class Run:
         for feature in self.plan.ordered:
             if isinstance(feature, AsOf):
                 self._fill(feature)
-        end, offset = int(self.ticks[-1]), self.plan.offset
+        begin, end = int(self.ticks[0]), int(self.ticks[-1])
+        if self.past.begin is not None and self.past.end is not None:
+            begin, end = min(begin, self.past.begin), max(end, self.past.end)
+        settled = end - self.plan.slack + self.plan.offset
         ledgers, trails = self.plan.ledgers, self.plan.trails
         for number in range(len(self.plan.keys)):
             self._coded(number)
         return Past(
             tuple(self._books[number] for number in range(len(self.plan.keys))),
             tuple(
-                self._tally(number).sums((end + offset) // ledger.period)
+                self._tally(number).sums(settled // ledger.period)
                 for number, ledger in enumerate(ledgers)
             ),
             tuple(
-                self._walk(number).steps((end + offset) // trail.period)
+                self._walk(number).steps(settled // trail.period)
                 for number, trail in enumerate(trails)
             ),
-            int(self.ticks[0]) if self.past.begin is None else self.past.begin,
+            begin,
             end,
         )
 
@@ -274,16 +277,17 @@ def check_rows(frame: pl.DataFrame, plan: Plan, mode: Mode, past: Past, ticks: I
         )
     if past.end is None or ticks.size == 0:
         return
-    early = int((ticks < past.end).sum())
+    border = past.end - plan.slack
+    early = int((ticks < border).sum())
     if early:
         raise EncodingError(
-            f"Rows must not lie before time {past.end}, up to which features of earlier rows were"
+            f"Rows must not lie before time {border}, up to which features of earlier rows were"
             f" learned: those know their future. Found {early} of {ticks.size} rows, the first at"
             f" {int(ticks.min())}."
             + (
                 " Feed rows in the order of time."
                 if mode == "learn"
-                else " Split by time, or score rows with a state that ends before them."
+                else " Split by time, score rows with a state that ends before them, or give Time a slack."
             )
         )
 

@@ -69,6 +69,9 @@ class Tally:
         all_codes = np.concatenate([past.code, codes]) if adds else past.code
         index = np.concatenate([past.index, periods]) if adds else past.index
         self._order, self._starts = group_by_code(all_codes, num_codes)
+        if adds and past.index.size and periods.size and periods[0] < past.index.max():
+            kept = np.lexsort((index, all_codes))
+            self._order = kept[all_codes[kept] >= 0]
         self._code, self._index = all_codes[self._order], index[self._order]
         self._last = find_earlier(self._index, self._starts, codes, periods, 0)
         self._firsts: dict[int | None, IntArray] = {}
@@ -97,10 +100,10 @@ class Tally:
         """Return the sum of a slot's numbers in the earlier rows of each row."""
         return self._between(slot, 1, window)
 
-    def sums(self, end: int) -> Sums:
-        """Return what is known after these rows, the last of which is of period `end`."""
+    def sums(self, settled: int) -> Sums:
+        """Return what is known after these rows, if no later row is of a period before `settled`."""
         self.count(None, None)
-        cutoff = end - self._ledger.reach
+        cutoff = settled - self._ledger.reach
         kept = np.arange(self._code.size) if self._ledger.whole else self._index >= cutoff
         code, index = self._code[kept], self._index[kept]
         if code.size == 0:

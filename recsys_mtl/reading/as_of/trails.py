@@ -101,13 +101,13 @@ class Walk:
         listed = pa.LargeListArray.from_arrays(pa.array(offsets), values)
         return pl.Series(pl.from_arrow(listed))
 
-    def steps(self, end: int) -> Steps:
-        """Return what must be kept after these rows, the last of which is of period `end`."""
+    def steps(self, settled: int) -> Steps:
+        """Return what must be kept after these rows, if no later row is of a period before `settled`."""
         if self._steps.is_empty():
             return Steps(self._steps)
         code = self._steps["code"].to_numpy()
-        is_open = self._periods >= end
-        begins = np.r_[True, (np.diff(code) != 0) | (np.diff(is_open) != 0)]
+        told = np.maximum(self._periods, settled - 1)
+        begins = np.r_[True, (np.diff(code) != 0) | (np.diff(told) != 0)]
         ends = np.r_[np.flatnonzero(begins)[1:], code.size]
         left = ends[np.cumsum(begins) - 1] - np.arange(code.size)
         return Steps(self._steps.filter(left <= self._trail.keep))

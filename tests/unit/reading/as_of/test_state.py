@@ -1,5 +1,6 @@
 """Features of earlier rows against a loop over all rows, and what must not change them."""
 
+import dataclasses
 import itertools
 import math
 import random
@@ -8,6 +9,7 @@ import polars as pl
 import pytest
 
 from recsys_mtl import AsOfState
+from recsys_mtl.errors import EncodingError
 
 DAY = 24 * 3_600_000
 
@@ -120,3 +122,68 @@ def test_outcomes_of_scored_rows_are_never_read(make_log, schema):
     state.update(make_log(100))
     flipped = log.with_columns(1 - pl.col("click"), pl.col("rating") * 2)
     assert features(state.apply(log), schema).equals(features(state.apply(flipped), schema))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_within_the_slack_before_the_end_see_only_what_is_before_them(
+    make_log, schema, twin, seed
+):
+    clock = dataclasses.replace(schema.clock, slack="30h")
+    loose = dataclasses.replace(schema, time=clock)
+    past, log = make_log(150, seed=seed), make_log(60, seed=seed + 50, first=3, days=2)
+    state = AsOfState(loose)
+    for day in (past.filter(pl.col("time") // DAY == d) for d in sorted(set(past["time"] // DAY))):
+        state.update(day)
+    assert_like_twin(state.apply(log), twin.Twin(loose, past.to_dicts(), log.to_dicts()))
+    learned = state.learn(log)
+    assert_like_twin(learned, twin.Twin(loose, past.to_dicts() + log.to_dicts()))
+    later = make_log(40, seed=seed, first=4, days=2)
+    later = later.filter(pl.col("time") >= log["time"].max() - 30 * DAY // 24)
+    everything = past.to_dicts() + log.to_dicts()
+    assert_like_twin(state.apply(later), twin.Twin(loose, everything, later.to_dicts()))
+
+
+def test_rows_before_the_end_are_refused_and_change_nothing(make_log, schema):
+    state, test = AsOfState(schema), make_log(20, first=4)
+    state.update(make_log(100))
+    before = state.apply(test)
+    for feed in (state.learn, state.apply, state.update):
+        with pytest.raises(EncodingError, match="Rows must not lie before time"):
+            feed(make_log(100, seed=1))
+    assert state.apply(test).equals(before)
+
+
+def test_a_state_read_from_its_file_is_the_same(make_log, schema, tmp_path):
+    state, test = AsOfState(schema), make_log(60, first=4)
+    state.update(make_log(200))
+    state.to_parquet(tmp_path / "state.parquet")
+    found = AsOfState.from_parquet(tmp_path / "state.parquet", schema)
+    assert found.apply(test).equals(state.apply(test))
+    assert found.learn(test).equals(state.learn(test))
+    other = dataclasses.replace(schema, time=dataclasses.replace(schema.clock, offset="0s"))
+    with pytest.raises(EncodingError, match="of the features and the time that the schema has"):
+        AsOfState.from_parquet(tmp_path / "state.parquet", other)
+    with pytest.raises(EncodingError, match="must be a table that AsOfState wrote"):
+        AsOfState.from_arrow(test.to_arrow(), schema)
+
+
+def test_an_empty_state_is_kept_too(make_log, schema, tmp_path):
+    state, log = AsOfState(schema), make_log(60)
+    state.to_parquet(tmp_path / "state.parquet")
+    found = AsOfState.from_parquet(tmp_path / "state.parquet", schema)
+    assert found.end is None
+    assert found.learn(log).equals(state.learn(log))
+
+
+def test_current_values_are_those_of_a_row_scored_alone(make_log, schema):
+    state, log = AsOfState(schema), make_log(200)
+    state.update(log)
+    moment = 10 + log["time"].max()
+    rows = make_log(10, first=9).with_columns(time=moment)
+    alone = pl.concat([state.apply(row) for row in rows.iter_slices(1)])
+    found = state.current(rows.drop("time", "click", "rating"), at=moment)
+    assert features(found, schema).equals(features(alone, schema))
+    users = state.current(pl.DataFrame({"user": ["a", "new"]}))
+    assert "seen" in users.columns
+    assert "item_ctr" not in users.columns
+    assert users["seen"].to_list()[1] == 0
