@@ -9,9 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from recsys_mtl.comparing import compare
     from recsys_mtl.estimator import MultiTaskRanker, load
     from recsys_mtl.fitting import DiskCache
-    from recsys_mtl.metrics import Report
+    from recsys_mtl.metrics import Comparison, Report
     from recsys_mtl.network import (
         AITM,
         CGC,
@@ -87,9 +88,10 @@ if TYPE_CHECKING:
     )
 
 _ROOMS = {
+    "comparing": ("compare",),
     "fitting": ("DiskCache",),
     "estimator": ("MultiTaskRanker", "load"),
-    "metrics": ("Report",),
+    "metrics": ("Comparison", "Report"),
     "network": (
         "AITM",
         "CGC",
@@ -196,6 +198,7 @@ __all__ = [  # the names are strings
     "Categorical",
     "CausalAttention",
     "Checkpoints",
+    "Comparison",
     "CrossNetwork",
     "CrossStitch",
     "DilatedCNN",
@@ -238,6 +241,7 @@ __all__ = [  # the names are strings
     "UPGrad",
     "Uncertainty",
     "Vector",
+    "compare",
     "load",
     "scan",
 ]

@@ -1,4 +1,4 @@
-"""The command `recsys-mtl`: train, evaluate, score, observe, describe, collisions."""
+"""The command `recsys-mtl`: train, evaluate, compare, score, observe, describe, collisions."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ ModelFolder = Annotated[Path, typer.Argument(help="Model folder.")]
 Table = Annotated[str, typer.Argument(help="Interactions: parquet file, folder or glob.")]
 Users = Annotated[str | None, typer.Option(help="Users table (parquet).")]
 Items = Annotated[str | None, typer.Option(help="Items table (parquet).")]
+Top = Annotated[
+    int | None, typer.Option(min=1, help="Measure each user's ranked list of that length too.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON rows instead.")]
 Where = Annotated[str | None, typer.Option(help="SQL condition on the interactions.")]
 
 
@@ -124,13 +128,48 @@ def evaluate(
     users: Users = None,
     items: Items = None,
     where: Where = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON rows instead.")] = False,
+    by: Annotated[
+        str | None, typer.Option(help="Column of the interactions: measure its slices too.")
+    ] = None,
+    intervals: Annotated[
+        bool, typer.Option("--intervals", help="Give 95 % intervals, by drawing users again.")
+    ] = False,
+    top: Top = None,
+    json: AsJson = False,
 ) -> None:
     """Measure MODEL on a TABLE with labels."""
     from recsys_mtl.estimator import load
 
-    report = load(model).evaluate(_rows(table, users, items, where))
+    rows = _rows(table, users, items, where)
+    report = load(model).evaluate(rows, by=by, intervals=intervals, top=top)
     typer.echo(report.to_frame().write_ndjson() if json else report)
+
+
+@app.command()
+@_plain_errors
+def compare(
+    model_a: Annotated[Path, typer.Argument(help="Model folder, or parquet file of scores.")],
+    model_b: Annotated[Path, typer.Argument(help="The same; one of the two must be a folder.")],
+    table: Table,
+    users: Users = None,
+    items: Items = None,
+    where: Where = None,
+    top: Top = None,
+    replicates: Annotated[int, typer.Option(min=1, help="Draws of users.")] = 1000,
+    json: AsJson = False,
+) -> None:
+    """Say of every task whether MODEL_A is better than MODEL_B on a TABLE with labels."""
+    from recsys_mtl.comparing import compare
+
+    names = [model_a.name, model_b.name]
+    if names[0] == names[1]:
+        names = [str(model_a), str(model_b)]
+    if names[0] == names[1]:
+        names[1] += " (again)"
+    models = dict(zip(names, (model_a, model_b), strict=True))
+    rows = _rows(table, users, items, where)
+    found = compare(rows, models, top=top, replicates=replicates)
+    typer.echo(found.to_frame().write_ndjson() if json else found)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from sklearn.utils import check_random_state
 from recsys_mtl.encoding import warm
 from recsys_mtl.errors import NotFittedError, SchemaError
 from recsys_mtl.fitting import DiskCache, Fit, Fitted
+from recsys_mtl.measuring import evaluate_scorer, headline_of
 from recsys_mtl.metrics import Report
 from recsys_mtl.model_dir import (
     ModelDir,
@@ -39,7 +40,7 @@ from recsys_mtl.reading import scan
 from recsys_mtl.recall import from_bytes, observed, to_bytes
 from recsys_mtl.schema import Schema
 from recsys_mtl.serving import Scorer
-from recsys_mtl.settings import Settings, check_settings, find_device, rebuild
+from recsys_mtl.settings import Settings, check_settings, find_device, rebuild, refuse_labels
 from recsys_mtl.training import (
     Adam,
     Balance,
@@ -50,8 +51,6 @@ from recsys_mtl.training import (
     Schedule,
     TowerOptimizer,
     Trained,
-    evaluate_rows,
-    headline_score,
     monitor_parts,
 )
 from recsys_mtl.warm import WarmStart
@@ -218,7 +217,7 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         ModelDirError
             If a checkpoint is damaged or that of another run.
         """
-        _refuse_labels(y)
+        refuse_labels(y)
         settings = self._settings()
         if valid is None and settings.monitor != "loss":
             raise ValueError(f"monitor={settings.monitor!r} needs valid rows. Found none.")
@@ -260,7 +259,7 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         SchemaError, EncodingError
             As in `fit`; the ranker stays as it was.
         """
-        _refuse_labels(y)
+        refuse_labels(y)
         settings = self._settings()
         start = _start(self, resume=True) if hasattr(self, "settings_") else None
         schedule = replace(settings.schedule, decay="none") if start is None else _STEADY
@@ -276,11 +275,28 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         """
         return self.scorer.score(rows)
 
-    def evaluate(self, rows: Any) -> Report:
-        """Measure every task on the rows where its label is observed."""
-        scorer = self.scorer
-        batch, tensors = scorer.labelled(rows)
-        return evaluate_rows(scorer.model, scorer.schema, batch, tensors)
+    def evaluate(
+        self,
+        rows: Any,
+        *,
+        by: str | None = None,
+        intervals: bool | int = False,
+        top: int | None = None,
+    ) -> Report:
+        """Measure every task on the rows where its label is observed.
+
+        Parameters
+        ----------
+        rows
+            As in `fit`.
+        by
+            A column of the interactions: measure the rows of each of its values too.
+        intervals
+            Whether to give each value a 95 % interval by drawing users again, 1,000 times or this often.
+        top
+            Measure each user's ranked list too: NDCG and recall of its first `top`, and MRR.
+        """
+        return evaluate_scorer(self.scorer, rows, by=by, intervals=intervals, top=top)
 
     def score(self, rows: Any, y: None = None) -> float:
         """Return one number, the higher the better.
@@ -289,9 +305,7 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         tasks for which that is undefined on these rows are left out with a warning.
         """
         del y
-        scorer = self.scorer
-        batch, tensors = scorer.labelled(rows)
-        return headline_score(scorer.model, scorer.schema, batch, tensors)
+        return headline_of(self.scorer, rows)
 
     def observe(self, rows: Any) -> Self:
         """Let features of earlier rows know a day's rows, as `AsOfState.update` does; train nothing."""
@@ -383,14 +397,6 @@ def load(path: str | Path, *, device: str = "auto") -> MultiTaskRanker:
     ranker.history_ = history_from(found.metrics["history"])
     ranker.valid_report_ = report_from(found.metrics)
     return ranker
-
-
-def _refuse_labels(y: object) -> None:
-    if y is not None:
-        raise TypeError(
-            "y must be None: labels are columns of the table. Validation rows go by name:"
-            " fit(train, valid=valid)."
-        )
 
 
 def _start(known: MultiTaskRanker | str | Path, *, resume: bool = False) -> WarmStart:

@@ -192,3 +192,12 @@ def find_device(name: Literal["auto"] | str) -> torch.device:
             f"device must be 'auto' or a device of this machine. Found {name!r}: {error}"
         ) from error
     return device
+
+
+def refuse_labels(y: object) -> None:
+    """Raise unless y, which scikit-learn's convention passes, is None."""
+    if y is not None:
+        raise TypeError(
+            "y must be None: labels are columns of the table. Validation rows go by name:"
+            " fit(train, valid=valid)."
+        )

@@ -69,3 +69,67 @@ def _count(
         if positive > 0 and negative > 0:
             aucs[group] = wins / positive / negative
     return aucs, mass
+
+
+def replicate_aucs(
+    labels: BoolArray,
+    weights: FloatArray,
+    units: IntArray,
+    *,
+    last_of_tie: BoolArray,
+    counts: FloatArray,
+) -> FloatArray:
+    """Compute the AUC of every replicate of a bootstrap in one pass over sorted rows each.
+
+    Parameters
+    ----------
+    labels, weights : ndarray of shape (n,)
+        In the order of ascending score.
+    units : ndarray of int64, shape (n,)
+        The unit that each row is drawn with, a column of `counts`; same order.
+    last_of_tie : ndarray of bool, shape (n,)
+        Whether the next row has a higher score; True for the last.
+    counts : ndarray of shape (replicates, units)
+        How often each unit was drawn.
+
+    Returns
+    -------
+    ndarray of shape (replicates,)
+        NaN where a replicate lacks a class.
+    """
+    found: FloatArray
+    found = _recount(labels, weights, units, last_of_tie, counts)
+    return found
+
+
+@compiled
+def _recount(
+    labels: BoolArray,
+    weights: FloatArray,
+    units: IntArray,
+    last_of_tie: BoolArray,
+    counts: FloatArray,
+) -> FloatArray:
+    found = np.full(len(counts), np.nan)
+    for replicate in range(len(counts)):
+        drawn = counts[replicate]
+        wins = 0.0
+        positive = 0.0
+        negative = 0.0
+        tied_positive = 0.0
+        tied_negative = 0.0
+        for row in range(len(labels)):
+            mass = drawn[units[row]] * weights[row]
+            if labels[row]:
+                tied_positive += mass
+            else:
+                tied_negative += mass
+            if last_of_tie[row]:
+                wins += tied_positive * (negative + 0.5 * tied_negative)
+                positive += tied_positive
+                negative += tied_negative
+                tied_positive = 0.0
+                tied_negative = 0.0
+        if positive > 0 and negative > 0:
+            found[replicate] = wins / positive / negative
+    return found

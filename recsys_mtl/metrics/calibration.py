@@ -3,8 +3,13 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from recsys_mtl.metrics.checks import binary_columns, check_probabilities
+from recsys_mtl.metrics.checks import FloatArray, IntArray, binary_columns, check_probabilities
 from recsys_mtl.metrics.warn import nothing_counts, undefined
+
+PCOC_BAND = (0.9, 1.1)
+"""Well calibrated on the whole: scores are within a tenth of the labels."""
+ECE_SHARE = 0.1
+"""Well calibrated by bin: the mean gap is within a tenth of the mean label."""
 
 
 def pcoc(labels: ArrayLike, scores: ArrayLike, *, weights: ArrayLike | None = None) -> float:
@@ -100,11 +105,64 @@ def ece(
     chance = check_probabilities(probabilities)
     if not mass.any():
         return undefined(f"ece is undefined: {nothing_counts(len(truth))}")
+    bins = bins_of_equal_mass(chance, mass, num_bins)
+    gaps = np.bincount(bins, weights=mass * (chance - truth))
+    return float(np.abs(gaps).sum() / mass.sum())
+
+
+def bins_of_equal_mass(chance: FloatArray, mass: FloatArray, num_bins: int) -> IntArray:
+    """Return each row's bin (n,), from 0; runs of equal probabilities stay together."""
+    if not len(chance):
+        return np.zeros(0, np.int64)
     order = np.argsort(chance)
     ascending = chance[order]
-    starts = np.flatnonzero(np.r_[True, ascending[1:] != ascending[:-1]])
-    run_mass = np.add.reduceat(mass[order], starts)
-    run_gap = np.add.reduceat((mass * (chance - truth))[order], starts)
+    is_first = np.r_[True, ascending[1:] != ascending[:-1]]
+    run_mass = np.add.reduceat(mass[order], np.flatnonzero(is_first))
     middle = np.cumsum(run_mass) - run_mass / 2
-    bins = np.minimum(num_bins * middle / run_mass.sum(), num_bins - 1).astype(np.int64)
-    return float(np.abs(np.bincount(bins, weights=run_gap)).sum() / run_mass.sum())
+    total = max(float(run_mass.sum()), np.finfo(np.float64).tiny)
+    of_run = np.minimum(num_bins * middle / total, num_bins - 1).astype(np.int64)
+    bins = np.empty(len(chance), np.int64)
+    bins[order] = of_run[np.cumsum(is_first) - 1]
+    return bins
+
+
+def miscalibration(
+    labels: ArrayLike, probabilities: ArrayLike, *, weights: ArrayLike | None = None
+) -> str:
+    """Say in words how a binary task's probabilities are off; empty where they are not.
+
+    They are off where PCOC leaves 0.9 .. 1.1 or ECE exceeds a tenth of the mean label, each by more
+    than noise would do in 1 of 40 samples of independent rows if the probabilities were true: the sum
+    of weight * (probability - label) has the variance that the probabilities say, in every bin.
+
+    Parameters
+    ----------
+    labels, probabilities, weights
+        As in `ece`.
+
+    Returns
+    -------
+    str
+        Such as ``"pcoc 1.42 is outside 0.9 .. 1.1"``.
+    """
+    truth, _, mass = binary_columns(labels, probabilities, weights)
+    chance = check_probabilities(probabilities)
+    observed, total = float((mass * truth).sum()), float(mass.sum())
+    if not observed:
+        return ""
+    noise = mass**2 * chance * (1 - chance)
+    gap = float((mass * (chance - truth)).sum())
+    found = 1 + gap / observed
+    low, high = PCOC_BAND
+    if not low <= found <= high and abs(gap) > 2 * float(noise.sum()) ** 0.5:
+        return f"pcoc {found:.2f} is outside {low} .. {high}"
+    bins = bins_of_equal_mass(chance, mass, 15)
+    error = float(np.abs(np.bincount(bins, weights=mass * (chance - truth))).sum()) / total
+    deviations = np.sqrt(np.bincount(bins, weights=noise)) / total
+    # |gap| of a bin is half-normal: mean sqrt(2 / pi), variance 1 - 2 / pi of the gap's own
+    by_chance = (2 / np.pi) ** 0.5 * deviations.sum()
+    by_chance += 2 * ((1 - 2 / np.pi) * (deviations**2).sum()) ** 0.5
+    allowed = ECE_SHARE * observed / total
+    if error > max(allowed, by_chance):
+        return f"ece {error:.4f} is above {allowed:.4f}, a tenth of the mean label"
+    return ""

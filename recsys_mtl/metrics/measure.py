@@ -3,31 +3,38 @@
 import math
 import warnings
 from collections.abc import Callable, Collection
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
 from recsys_mtl.metrics.binary import accuracy, auc, log_loss
-from recsys_mtl.metrics.calibration import pcoc
+from recsys_mtl.metrics.calibration import ece, pcoc
 from recsys_mtl.metrics.checks import check_lengths
 from recsys_mtl.metrics.multiclass import multiclass_accuracy, multiclass_log_loss
-from recsys_mtl.metrics.ranking import GroupedAUC, Groups, gauc, group_series
+from recsys_mtl.metrics.ranking import (
+    GroupedAUC,
+    Groups,
+    gauc,
+    group_series,
+    mrr,
+    ndcg,
+    recall,
+)
 from recsys_mtl.metrics.regression import mae, rmse
 from recsys_mtl.metrics.report import HIGHER_IS_BETTER, Measurement
+from recsys_mtl.metrics.statistics import TaskKind
 from recsys_mtl.metrics.warn import MetricWarning
 
-TaskKind = Literal["binary", "regression", "multiclass"]
-
 _METRICS: dict[TaskKind, dict[str, Callable[..., float]]] = {
-    "binary": {"auc": auc, "log_loss": log_loss, "accuracy": accuracy, "pcoc": pcoc},
+    "binary": {"auc": auc, "log_loss": log_loss, "accuracy": accuracy, "pcoc": pcoc, "ece": ece},
     "regression": {"rmse": rmse, "mae": mae},
     "multiclass": {"accuracy": multiclass_accuracy, "log_loss": multiclass_log_loss},
 }
 
 
-def metrics_of(kind: TaskKind, *, grouped: bool) -> list[str]:
+def metrics_of(kind: TaskKind, *, grouped: bool, top: int | None = None) -> list[str]:
     """Return the metrics that apply to a kind of task, in the order of a report.
 
     Parameters
@@ -36,11 +43,16 @@ def metrics_of(kind: TaskKind, *, grouped: bool) -> list[str]:
         Kind of the task.
     grouped : bool
         Whether rows have groups, as gauc needs.
+    top : int, optional
+        Length of the ranked lists whose metrics are wanted too, for binary tasks with groups.
     """
     if kind not in _METRICS:
         raise ValueError(f"kind must be one of {list(_METRICS)}; found '{kind}'")
     applicable = {*_METRICS[kind], *(("gauc",) if kind == "binary" and grouped else ())}
-    return [metric for metric in HIGHER_IS_BETTER if metric in applicable]
+    found = [metric for metric in HIGHER_IS_BETTER if metric in applicable]
+    if "gauc" in applicable and top is not None:
+        found += [f"ndcg@{top}", f"recall@{top}", "mrr"]
+    return found
 
 
 def measure_task(
@@ -53,6 +65,7 @@ def measure_task(
     weights: ArrayLike | None = None,
     groups: Groups | None = None,
     metrics: Collection[str] | None = None,
+    top: int | None = None,
 ) -> tuple[list[Measurement], list[str]]:
     """Measure one task on the rows whose label is observed, for a `Report`.
 
@@ -61,7 +74,7 @@ def measure_task(
     name : str
         Name of the task.
     kind : {"binary", "regression", "multiclass"}
-        Which metrics apply: auc, gauc (with `groups`), log_loss, accuracy, pcoc; rmse, mae;
+        Which metrics apply: auc, gauc (with `groups`), log_loss, accuracy, pcoc, ece; rmse, mae;
         accuracy, log_loss.
     labels : array_like of shape (n,)
         Anything, NaN too, where not observed.
@@ -75,6 +88,9 @@ def measure_task(
         Groups of gauc, often the user.
     metrics : collection of str, optional
         Only these metrics; those that do not apply to the kind are left out. Default: all.
+    top : int, optional
+        Measure the groups' ranked lists too: ndcg and recall of the first `top`, and mrr; for binary
+        tasks with `groups`.
 
     Returns
     -------
@@ -98,12 +114,12 @@ def measure_task(
     ...     observed=[True, False],
     ...     scores=[3.0, 5.0],
     ... )
-    >>> measurements[0]
-    Measurement(task='rating', metric='rmse', value=1.0, rows=1)
+    >>> measurements[0].metric, measurements[0].value, measurements[0].rows
+    ('rmse', 1.0, 1)
     """
     known = _observed_rows(labels, observed, scores, weights, groups)
     rows = len(known.labels)
-    wanted = _applicable(kind, metrics, grouped=groups is not None)
+    wanted = _applicable(kind, metrics, grouped=groups is not None, top=top)
     if not rows:
         warnings.warn(f"Task '{name}' has no observed rows", MetricWarning, stacklevel=2)
         empty = [Measurement(name, metric, math.nan, 0) for metric in wanted]
@@ -116,6 +132,8 @@ def measure_task(
             values[metric] = found.value
             if found.groups_dropped:
                 notes.append(f"{name}: {_groups_note(found)}")
+        elif metric not in HIGHER_IS_BETTER and known.groups is not None and top is not None:
+            values[metric] = _of_lists(metric, known, known.groups, top)
         else:
             compute = _METRICS[kind][metric]
             values[metric] = compute(known.labels, known.scores, weights=known.weights)
@@ -163,15 +181,25 @@ def _observed_rows(
     )
 
 
-def _applicable(kind: TaskKind, metrics: Collection[str] | None, *, grouped: bool) -> list[str]:
+def _applicable(
+    kind: TaskKind, metrics: Collection[str] | None, *, grouped: bool, top: int | None
+) -> list[str]:
     """Return the names of the metrics to measure, in the order of a report."""
-    applicable = metrics_of(kind, grouped=grouped)
-    unknown = sorted(set(metrics or ()) - set(HIGHER_IS_BETTER))
+    applicable = metrics_of(kind, grouped=grouped, top=top)
+    unknown = sorted(set(metrics or ()) - {*HIGHER_IS_BETTER, *applicable})
     if unknown:
         raise ValueError(f"metrics must be among {list(HIGHER_IS_BETTER)}; found {unknown}")
     if kind == "binary" and not grouped and "gauc" in (metrics or ()):
         raise ValueError("gauc needs groups, one for each row; found none. Pass groups=")
     return [metric for metric in applicable if metrics is None or metric in metrics]
+
+
+def _of_lists(metric: str, known: _Rows, groups: pl.Series, top: int) -> float:
+    """Measure the groups' ranked lists."""
+    if metric == "mrr":
+        return mrr(known.labels, known.scores, groups)
+    measure = ndcg if metric.startswith("ndcg") else recall
+    return measure(known.labels, known.scores, groups, k=top)
 
 
 def _groups_note(found: GroupedAUC) -> str:

@@ -16,6 +16,7 @@ from recsys_mtl.metrics.checks import (
     check_finite,
     check_lengths,
 )
+from recsys_mtl.metrics.rank_kernel import rank_groups
 from recsys_mtl.metrics.warn import nothing_counts, undefined
 
 Groups = pl.Series | ArrayLike | Sequence[Any]
@@ -91,10 +92,7 @@ def gauc(
     check_lengths({"labels": len(truth), "groups": len(codes)})
     if not len(truth):
         return GroupedAUC(undefined(f"gauc is undefined: {nothing_counts(0)}"), 0, 0, 0)
-    order = np.lexsort((numbers, codes)).astype(np.int64, copy=False)
-    ascending = codes[order]
-    is_start = np.r_[True, ascending[1:] != ascending[:-1], True]
-    starts = np.flatnonzero(is_start).astype(np.int64, copy=False)
+    order, starts = sorted_groups(codes, numbers)
     aucs, group_mass = group_aucs(truth, numbers, mass, order=order, starts=starts)
     used = ~np.isnan(aucs)
     num_used = int(used.sum())
@@ -142,6 +140,85 @@ def ndcg(
     >>> round(ndcg([0, 1, 1, 0], [0.1, 0.9, 0.2, 0.4], ["ann", "ann", "bob", "bob"]), 4)
     0.8155
     """
+    return _mean_over_groups("ndcg", ranked_lists(relevances, scores, groups, k=k).ndcg)
+
+
+def recall(labels: ArrayLike, scores: ArrayLike, groups: Groups, *, k: int) -> float:
+    """Compute the share of a group's relevant rows among its first k, averaged over groups.
+
+    Parameters
+    ----------
+    labels : array_like of shape (n,)
+        A row is relevant where its label is above 0.
+    scores, groups : as in `ndcg`
+        Rows of equal scores stand in random order: the value is the mean over all their orders.
+    k : int
+        Ranks that count. A group with more relevant rows than k stays below 1.
+
+    Returns
+    -------
+    float
+        In 0 .. 1. Groups without a relevant row are left out; NaN with a `MetricWarning` where
+        none has one.
+
+    Examples
+    --------
+    >>> recall([0, 1, 1, 0], [0.1, 0.9, 0.2, 0.4], ["ann", "ann", "bob", "bob"], k=1)
+    0.5
+    """
+    return _mean_over_groups("recall", ranked_lists(labels, scores, groups, k=k).recall)
+
+
+def mrr(labels: ArrayLike, scores: ArrayLike, groups: Groups) -> float:
+    """Compute the reciprocal rank of a group's first relevant row, averaged over groups.
+
+    Parameters
+    ----------
+    labels, scores, groups : as in `recall`
+        Ties likewise.
+
+    Returns
+    -------
+    float
+        In 0 .. 1, of all ranks. Groups without a relevant row are left out; NaN with a
+        `MetricWarning` where none has one.
+
+    Examples
+    --------
+    >>> mrr([0, 1, 1, 0], [0.1, 0.9, 0.2, 0.4], ["ann", "ann", "bob", "bob"])
+    0.75
+    """
+    return _mean_over_groups("mrr", ranked_lists(labels, scores, groups).mrr)
+
+
+@dataclass(frozen=True)
+class RankedLists:
+    """What each group's ranked list is worth.
+
+    Parameters
+    ----------
+    codes : ndarray of int64, shape (groups,)
+        The groups, ascending: their ids if those are integers, else the row each first stands in.
+    ndcg, recall, mrr : ndarray of shape (groups,)
+        In 0 .. 1; NaN for a group without a relevant row.
+    """
+
+    codes: IntArray
+    ndcg: FloatArray
+    recall: FloatArray
+    mrr: FloatArray
+
+
+def ranked_lists(
+    relevances: ArrayLike, scores: ArrayLike, groups: Groups, *, k: int | None = None
+) -> RankedLists:
+    """Measure the ranked list of each group, such as a user; the arguments are those of `ndcg`.
+
+    Examples
+    --------
+    >>> ranked_lists([0, 1, 1, 0], [0.1, 0.9, 0.2, 0.4], [7, 7, 8, 8], k=1).recall
+    array([1., 0.])
+    """
     gains = check_finite("relevances", relevances)
     numbers = check_finite("scores", scores)
     codes = _group_codes(group_series(groups))
@@ -150,33 +227,45 @@ def ndcg(
         raise ValueError(f"relevances must be 0 or more; found {gains.min()}")
     if k is not None and k < 1:
         raise ValueError(f"k must be 1 or more; found {k}")
-    if not len(gains):
-        return undefined(f"ndcg is undefined: {nothing_counts(0)}")
-    found = _discounted_gains(gains, numbers, codes, k)
-    best = _discounted_gains(gains, gains, codes, k)
-    used = best > 0
-    if not used.any():
-        return undefined(f"ndcg is undefined: none of {len(best)} groups has any relevance")
-    return float((found[used] / best[used]).mean())
+    depth = max(len(gains), 1) if k is None else k
+    order, starts = sorted_groups(codes, -numbers)
+    found, hits, reciprocal = rank_groups(gains, numbers, order=order, starts=starts, k=depth)
+    ideal, _ = sorted_groups(codes, -gains)
+    best, _, _ = rank_groups(gains, gains, order=ideal, starts=starts, k=depth)
+    relevant = np.diff(np.r_[0, np.cumsum(gains[order] > 0)][starts])
+    none = np.where(relevant > 0, 1.0, np.nan)
+    with np.errstate(invalid="ignore"):
+        return RankedLists(
+            codes=codes[order][starts[:-1]],
+            ndcg=found / best * none,
+            recall=hits / relevant * none,
+            mrr=reciprocal * none,
+        )
 
 
-def _discounted_gains(
-    gains: FloatArray, scores: FloatArray, codes: IntArray, k: int | None
-) -> FloatArray:
-    """Return the discounted gain of each group, ordered by falling score."""
-    order = np.lexsort((-scores, codes))
-    group, score = codes[order], scores[order]
-    rows = np.arange(len(order))
-    first_of_group = np.r_[True, group[1:] != group[:-1]]
-    rank = rows - np.maximum.accumulate(np.where(first_of_group, rows, 0))
-    discount = 1 / np.log2(rank + 2)
-    if k is not None:
-        discount[rank >= k] = 0
-    first_of_tie = first_of_group | np.r_[True, score[1:] != score[:-1]]
-    ties = np.cumsum(first_of_tie) - 1
-    shared = np.bincount(ties, weights=discount) / np.bincount(ties)
-    summed = np.bincount(np.cumsum(first_of_group) - 1, weights=gains[order] * shared[ties])
-    return summed.astype(np.float64, copy=False)
+def sorted_groups(codes: IntArray, numbers: FloatArray) -> tuple[IntArray, IntArray]:
+    """Sort rows by group and then by number; return the order (n,) and the starts (groups + 1,)."""
+    order = np.lexsort((numbers, codes)).astype(np.int64, copy=False)
+    ascending = codes[order]
+    is_start = np.r_[True, ascending[1:] != ascending[:-1], True]
+    starts = np.flatnonzero(is_start if len(codes) else is_start[:1]).astype(np.int64, copy=False)
+    return order, starts
+
+
+def unit_codes(series: pl.Series) -> tuple[IntArray, int]:
+    """Return the number of each row's group (n,), from 0, and how many groups there are."""
+    _, codes = np.unique(_group_codes(series), return_inverse=True)
+    return codes.astype(np.int64, copy=False), int(codes.max(initial=-1)) + 1
+
+
+def _mean_over_groups(metric: str, values: FloatArray) -> float:
+    known = values[~np.isnan(values)]
+    if len(known):
+        return float(known.mean())
+    if not len(values):
+        return undefined(f"{metric} is undefined: {nothing_counts(0)}", inside=1)
+    reason = f"{metric} is undefined: none of {len(values)} groups has any relevance"
+    return undefined(reason, inside=1)
 
 
 def group_series(groups: Groups) -> pl.Series:

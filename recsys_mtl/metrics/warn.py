@@ -8,9 +8,9 @@ class MetricWarning(UserWarning):
     """A metric is undefined on the rows it was given; its value is NaN."""
 
 
-def undefined(reason: str) -> float:
-    """Warn the caller of a metric that it is undefined, and give the NaN to return."""
-    warnings.warn(reason, MetricWarning, stacklevel=3)
+def undefined(reason: str, *, inside: int = 0) -> float:
+    """Warn the caller of a metric, `inside` helpers up, and give the NaN to return."""
+    warnings.warn(reason, MetricWarning, stacklevel=3 + inside)
     return math.nan
 
 

@@ -26,7 +26,12 @@ from recsys_mtl.training.distributed import (
     finish_processes,
     start_processes,
 )
-from recsys_mtl.training.evaluate import evaluate_rows, headline_score
+from recsys_mtl.training.evaluate import (
+    evaluate_rows,
+    headline_score,
+    task_labels,
+    user_groups,
+)
 from recsys_mtl.training.lazy_adam import LazyAdam
 from recsys_mtl.training.losses import check_losses, task_losses
 from recsys_mtl.training.optim import (
@@ -89,5 +94,7 @@ __all__ = [
     "monitor_parts",
     "seeded",
     "start_processes",
+    "task_labels",
     "task_losses",
+    "user_groups",
 ]

@@ -217,7 +217,9 @@ def test_an_idle_thread_spins_shortly_only_when_the_command_runs():
         assert (told[0], told[-1]) == lines
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "score", "describe", "collisions"])
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "compare", "score", "describe", "collisions"]
+)
 def test_every_command_explains_itself(command):
     result = invoke(command, "--help")
     assert command in result.stdout

@@ -40,7 +40,7 @@ def test_scores_have_the_ids_and_one_named_column_per_task(screen, log):
 def test_the_report_has_one_row_per_task_and_metric_with_the_promised_names(screen, log):
     frame = screen["report"].to_frame()
     assert frame.columns == ["task", "metric", "value", "rows"]
-    binary = ["auc", "gauc", "log_loss", "accuracy", "pcoc"]
+    binary = ["auc", "gauc", "log_loss", "accuracy", "pcoc", "ece"]
     expected = {(task, metric) for task in ("interest", "ctr") for metric in binary}
     expected |= {("rating", "rmse"), ("rating", "mae")}
     assert frame.height == len(expected)

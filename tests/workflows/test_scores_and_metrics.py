@@ -150,7 +150,7 @@ def test_a_plain_table_without_users_and_items_has_no_grouped_auc(make, log):
     )
     fitted = make(schema=schema, max_epochs=3).fit(log.part("train"), valid=log.part("valid"))
     report = fitted.evaluate(log.part("test"))
-    assert set(report.to_frame()["metric"]) == {"auc", "log_loss", "accuracy", "pcoc"}
+    assert set(report.to_frame()["metric"]) == {"auc", "log_loss", "accuracy", "pcoc", "ece"}
     assert report.value("ctr", "auc") > 0.65
     assert fitted.predict(log.part("test")).columns == ["ctr"]
 

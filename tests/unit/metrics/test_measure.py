@@ -19,7 +19,7 @@ def _names(found: list[Measurement]) -> list[str]:
 
 def test_binary_without_groups_has_no_gauc():
     found, notes = measure_task("click", "binary", labels=LABELS, observed=ALL, scores=SCORES)
-    assert _names(found) == ["auc", "log_loss", "accuracy", "pcoc"]
+    assert _names(found) == ["auc", "log_loss", "accuracy", "pcoc", "ece"]
     assert found[0] == Measurement("click", "auc", metrics.auc(LABELS, SCORES), 5)
     assert notes == []
 
@@ -28,7 +28,7 @@ def test_binary_with_groups_says_what_gauc_dropped():
     found, notes = measure_task(
         "click", "binary", labels=LABELS, observed=ALL, scores=SCORES, groups=USERS
     )
-    assert _names(found) == ["auc", "gauc", "log_loss", "accuracy", "pcoc"]
+    assert _names(found) == ["auc", "gauc", "log_loss", "accuracy", "pcoc", "ece"]
     assert notes == ["click: gauc uses 2 of 3 groups (4 rows); 1 dropped, with labels of one class"]
 
 
@@ -65,7 +65,7 @@ def test_no_observed_rows_give_nan_one_warning_and_a_note():
     assert len(caught) == 1
     assert caught[0].filename == __file__
     assert all(math.isnan(one.value) and one.rows == 0 for one in found)
-    assert _names(found) == ["auc", "gauc", "log_loss", "accuracy", "pcoc"]
+    assert _names(found) == ["auc", "gauc", "log_loss", "accuracy", "pcoc", "ece"]
     assert notes == ["click: no observed rows"]
 
 
@@ -74,7 +74,7 @@ def test_an_undefined_metric_is_noted():
         found, notes = measure_task(
             "click", "binary", labels=[0, 0], observed=[True, True], scores=[0.1, 0.2]
         )
-    assert [math.isnan(one.value) for one in found] == [True, False, False, True]
+    assert [math.isnan(one.value) for one in found] == [True, False, False, True, False]
     assert notes == ["click: auc, pcoc undefined on these 2 rows"]
 
 

@@ -28,7 +28,7 @@ def test_the_table_has_a_line_per_task_and_a_column_per_metric():
 
 def test_a_full_report_fits_a_terminal_and_long_notes_are_wrapped():
     found = [
-        Measurement(f"interest_{task}", metric, 0.123456, 123_456_789)
+        Measurement(f"interest_{task}", metric, 0.123456, 12_345_678)
         for task in range(3)
         for metric in HIGHER_IS_BETTER
     ]
@@ -88,5 +88,5 @@ def test_directions():
     up = {name for name, higher in HIGHER_IS_BETTER.items() if higher}
     down = {name for name, higher in HIGHER_IS_BETTER.items() if higher is False}
     assert up == {"auc", "gauc", "accuracy"}
-    assert down == {"log_loss", "rmse", "mae"}
+    assert down == {"log_loss", "ece", "rmse", "mae"}
     assert HIGHER_IS_BETTER["pcoc"] is None
