@@ -66,8 +66,7 @@ def auc_interval(
     Returns
     -------
     Interval
-        NaN where a class has no row; bounds are NaN where one has a single row, or all rows are in
-        one group.
+        NaN where a class has no row; bounds are NaN where all rows of a class are in one group.
 
     Raises
     ------
@@ -80,7 +79,6 @@ def auc_interval(
     Operating Characteristic Curves", Biometrics 44(3), 1988. Sun & Xu, "Fast Implementation of
     DeLong's Algorithm", IEEE Signal Processing Letters 21(11), 2014. With groups: Obuchowski,
     "Nonparametric Analysis of Clustered ROC Curve Data", Biometrics 53(2), 1997.
-    DIFF: with groups, sums of both classes are squared together, times U / (U - 1) for U groups.
 
     Examples
     --------
@@ -92,12 +90,11 @@ def auc_interval(
     value, influence = auc_influence(truth, numbers, mass)
     if math.isnan(value):
         return Interval(math.nan, math.nan, math.nan)
-    if groups is None:
-        variance = _variance_of_rows(truth, mass, influence)
-    else:
+    codes, num_units = np.arange(len(truth), dtype=np.int64), len(truth)
+    if groups is not None:
         codes, num_units = unit_codes(group_series(groups))
         check_lengths({"labels": len(truth), "groups": len(codes)})
-        variance = _variance_of_groups(codes, num_units, mass, influence)
+    variance = _variance(codes, num_units, truth, mass, influence)
     return _logit_interval(value, variance, level)
 
 
@@ -206,24 +203,24 @@ def bounded(
     return Interval(value, max(low, 0.0), high) if metric == "ece" else Interval(value, low, high)
 
 
-def _variance_of_rows(labels: BoolArray, weights: FloatArray, influence: FloatArray) -> float:
-    variance = 0.0
-    for members in (labels & (weights > 0), ~labels & (weights > 0)):
-        count = int(members.sum())
-        if count < 2:
-            return math.nan
-        variance += float((influence[members] ** 2).sum()) * count / (count - 1)
-    return variance
-
-
-def _variance_of_groups(
-    codes: IntArray, num_units: int, weights: FloatArray, influence: FloatArray
+def _variance(
+    codes: IntArray,
+    num_units: int,
+    labels: BoolArray,
+    weights: FloatArray,
+    influence: FloatArray,
 ) -> float:
-    used = int((np.bincount(codes, weights=weights, minlength=num_units) > 0).sum())
-    if used < 2:
-        return math.nan
-    sums = np.bincount(codes, weights=influence, minlength=num_units)
-    return float((sums**2).sum()) * used / (used - 1)
+    """Return the variance of an AUC whose rows are drawn by unit; NaN where a class has one unit."""
+    sums, factors = [], []
+    for members in (labels & (weights > 0), ~labels & (weights > 0)):
+        used = int((np.bincount(codes[members], minlength=num_units) > 0).sum())
+        if used < 2:
+            return math.nan
+        sums.append(np.bincount(codes, weights=influence * members, minlength=num_units))
+        factors.append(used / (used - 1))
+    used = int((np.bincount(codes[weights > 0], minlength=num_units) > 0).sum())
+    own = sum(factor * float(one @ one) for factor, one in zip(factors, sums, strict=True))
+    return max(0.0, own + 2 * used / (used - 1) * float(sums[0] @ sums[1]))
 
 
 def _logit_interval(value: float, variance: float, level: float) -> Interval:

@@ -157,7 +157,8 @@ def _costs(metric: str, kind: TaskKind, rows: Rows) -> FloatArray:
         chances = check_probabilities(rows.scores, ndim=2)
         classes = check_classes(rows.labels, chances.shape[1])
         if metric == "accuracy":
-            return np.equal(chances.argmax(axis=1), classes).astype(np.float64)
+            hits: FloatArray = np.equal(chances.argmax(axis=1), classes).astype(np.float64)
+            return hits
         surprise: FloatArray = -np.log(np.clip(chances[np.arange(len(classes)), classes], _EPS, 1))
         return surprise
     among = "users" if rows.grouped else "rows without users"
