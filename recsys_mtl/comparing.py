@@ -46,7 +46,8 @@ def compare(
     models
         Name to scores, two or more: a fitted `MultiTaskRanker`, a model folder, a table of scores with
         a column per task (a parquet path too), or a mapping of task to array; or a list of such, one
-        for each seed of training, whose metrics are averaged. Scores come in the order of the rows; id
+        for each seed of training: metrics are averaged, and intervals then hold what other seeds would
+        change. Give five or more where you can. Scores come in the order of the rows; id
         columns, where a table has them, are checked.
     schema
         Says what the labels are. Default: that of the first model with one.

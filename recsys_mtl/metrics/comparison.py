@@ -151,7 +151,8 @@ def compare_scores(
         What is true, n rows each.
     models : mapping of str to sequence of mappings
         Two models or more; each has one mapping of scores for every seed it was trained with. A metric
-        is the mean over seeds, within each replicate too. Tasks that a model lacks are left out.
+        is the mean over seeds; in a replicate, over seeds that are drawn again like users, so that the
+        interval holds what other seeds would change. Tasks that a model lacks are left out.
     groups : polars.Series of length n, optional
         The user of each row, without nulls.
     metrics : collection of str, optional
@@ -206,7 +207,7 @@ def compare_scores(
     everyone = np.ones((1, num_units))
     values = np.concatenate([one.values(everyone) for one in statistics])[None]
     drawn = np.concatenate([values, replicate(statistics, num_units, plan)])
-    by_model = _means_over_seeds(drawn, [metric for _, metric in places], seeds)
+    by_model = _means_over_seeds(drawn, [metric for _, metric in places], seeds, plan)
     differences = [
         _difference(task, metric, list(models), by_model[number], other, num_units, plan)
         for number, (task, metric) in enumerate(places)
@@ -225,10 +226,11 @@ class _Means(NamedTuple):
 
 
 def _means_over_seeds(
-    drawn: FloatArray, metrics: Sequence[str], seeds: Sequence[int]
+    drawn: FloatArray, metrics: Sequence[str], seeds: Sequence[int], plan: Resampling
 ) -> list[_Means]:
     """Turn columns of all metrics, models and seeds into means over seeds for each metric."""
     found = []
+    weights = np.concatenate([_seed_weights(count, plan) for count in seeds], axis=1)
     starts = np.cumsum([0, *seeds])
     for number, metric in enumerate(metrics):
         columns = drawn[:, number * starts[-1] : (number + 1) * starts[-1]]
@@ -238,12 +240,28 @@ def _means_over_seeds(
                 badness = np.abs(np.log(columns))
         else:
             badness = -columns if upward else columns
-        values, bad = (
-            np.add.reduceat(part, starts[:-1], axis=1) / np.array(seeds)
-            for part in (columns, badness)
-        )
+        with np.errstate(invalid="ignore"):  # a pcoc of 0 is infinitely bad
+            values, bad = (
+                np.add.reduceat(part * weights, starts[:-1], axis=1) for part in (columns, badness)
+            )
         found.append(_Means(values, bad))
     return found
+
+
+def _seed_weights(count: int, plan: Resampling) -> FloatArray:
+    """Return what each seed counts in the whole and in every replicate, shape (1 + R, count).
+
+    Seeds are drawn again as users are, and spread by sqrt(S / (S - 1)), so that the variance of the mean
+    is that of S seeds, not the smaller one of a bootstrap of few. Models with as many seeds get the same
+    draws: seeds that belong together stay together, and those that do not lose nothing by it.
+    """
+    even = np.full((1 + plan.replicates, count), 1 / count)
+    if count == 1:
+        return even
+    rng = np.random.default_rng([plan.seed, count])
+    counts = rng.multinomial(count, even[0], size=plan.replicates)
+    even[1:] += (counts - 1) / count * math.sqrt(count / (count - 1))
+    return even
 
 
 def _difference(
@@ -333,9 +351,14 @@ def _method_notes(
     drawn = "users, the same for all models" if grouped else "rows, the same for all models"
     many = ", ".join(f"{name} {len(found)}" for name, found in models.items())
     notes = [
-        f"intervals: {plan.level:.0%}, from {plan.replicates:,} draws of {drawn}; they do not hold what"
-        f" another seed of training would change. Seeds given: {many}"
+        f"intervals: {plan.level:.0%}, from {plan.replicates:,} draws of {drawn}, and of seeds of"
+        f" training; given were: {many}"
     ]
+    once = [name for name, found in models.items() if len(found) == 1]
+    if once:
+        notes.append(
+            f"what another seed of training would change is not in the intervals of {', '.join(once)}"
+        )
     chance = (1 - plan.level) * len(differences)
     if chance >= 0.5:
         notes.append(

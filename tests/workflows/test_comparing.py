@@ -7,7 +7,16 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from recsys_mtl import Binary, Regression, Schema, Side, compare
+from recsys_mtl import (
+    Binary,
+    Categorical,
+    MultiTaskRanker,
+    Regression,
+    Schema,
+    SharedBottom,
+    Side,
+    compare,
+)
 from recsys_mtl.cli import app
 from recsys_mtl.errors import EncodingError, SchemaError
 
@@ -125,3 +134,44 @@ def test_the_command_line_compares_and_slices(model, folder, ranker, weak, tmp_p
     assert told.exit_code == 0, told.output
     row = json.loads(told.stdout.splitlines()[0])
     assert list(row) == ["slice", "task", "metric", "value", "low", "high", "rows"]
+
+
+@pytest.mark.slow
+def test_a_useless_task_and_a_hostile_one_are_told_apart():
+    """A coin of small weight changes nothing; another taste of 20 times the weight fills the model."""
+    rng = np.random.default_rng(0)
+    users, items = rng.integers(150, size=12_000), rng.integers(100, size=12_000)
+    tastes, kinds = rng.normal(size=(150, 3)), rng.normal(size=(100, 3))
+    chance = 1 / (1 + np.exp(0.5 - 2 * (tastes[users] * kinds[items]).sum(axis=1)))
+    other = rng.integers(2, size=(150, 100))
+    table = pl.DataFrame(
+        {
+            "user": users,
+            "item": items,
+            "click": (rng.random(12_000) < chance) * 1,
+            "coin": rng.integers(2, size=12_000),
+            "other": other[users, items],
+        }
+    )
+    beside = {
+        "alone": [],
+        "useless": [Binary("coin", label="coin", weight=0.05)],
+        "hostile": [Binary("other", label="other", weight=20.0)],
+    }
+
+    def fitted(more: list[Binary], seed: int) -> MultiTaskRanker:
+        schema = Schema(
+            user=Side("user", features=[Categorical("user")]),
+            item=Side("item", features=[Categorical("item")]),
+            tasks=[Binary("ctr", label="click"), *more],
+        )
+        settings = {"batch_size": 256, "max_epochs": 8, "device": "cpu", "random_state": seed}
+        sharing = SharedBottom(dims=(16,))
+        ranker = MultiTaskRanker(schema, sharing=sharing, embedding_dim=8, **settings)
+        return ranker.fit(table[:9000])
+
+    models = {name: [fitted(more, seed) for seed in range(3)] for name, more in beside.items()}
+    found = compare(table[9000:], models)
+    for metric in ("auc", "gauc"):
+        assert found.find("ctr", metric, second="useless").verdict == "no evidence"
+        assert found.find("ctr", metric, second="hostile").verdict == "better"

@@ -48,8 +48,8 @@ def _scores(logits: np.ndarray, noise: float, seed: int) -> dict[str, np.ndarray
 
 def test_a_model_compared_with_itself_is_exactly_equal():
     tasks, users, logits = _world()
-    scores = _scores(logits, 0.5, 1)
-    found = compare_scores(tasks, {"one": [scores], "two": [scores, scores]}, users, top=5)
+    seeds = [_scores(logits, 0.5, seed) for seed in (1, 2)]
+    found = compare_scores(tasks, {"one": seeds, "two": seeds}, users, top=5)
     assert {one.metric for one in found.differences} >= {"auc", "gauc", "ece", "ndcg@5", "mrr"}
     for one in found.differences:
         assert (one.difference, one.low, one.high, one.wins) == (0, 0, 0, 0.5)
@@ -136,6 +136,35 @@ def test_equal_models_are_called_different_as_rarely_as_the_level_says():
         )
         called += sum(one.verdict != "no evidence" for one in found.differences)
     assert called <= 14  # of 120, 6 expected; 15 or more has a chance below 1 in 1,000
+
+
+def test_models_that_differ_by_their_seeds_alone_are_rarely_called_different():
+    """Every seed has a quality of its own: with the users alone drawn again, half would be called."""
+    called = {"six": 0, "one": 0}
+    for seed in range(60):
+        tasks, users, logits = _world(seed)
+        noise = np.random.default_rng(seed).uniform(0.2, 0.8, size=12)
+        scores = [_scores(logits, level, 7) for level in noise]
+        for name, count in (("six", 6), ("one", 1)):
+            models = {"a": scores[:count], "b": scores[count : 2 * count]}
+            found = compare_scores(tasks[:1], models, users, metrics=["auc"], resampling=FEW)
+            called[name] += found.find("ctr", "auc").verdict != "no evidence"
+    assert called["six"] <= 10
+    assert called["one"] > 30
+
+
+def test_the_interval_has_the_variance_of_the_mean_of_seeds():
+    """Of qualities that users change little, against one that all seeds share."""
+    tasks, users, logits = _world()
+    levels = np.linspace(0.1, 2.0, 5)
+    models = {
+        "a": [_scores(logits, level, 7) for level in levels],
+        "b": [_scores(logits, 0.5, 7)],
+    }
+    found = compare_scores(tasks[:1], models, users, metrics=["auc"]).find("ctr", "auc")
+    values = [auc(tasks[0].labels, scores["ctr"]) for scores in models["a"]]
+    expected = np.std(values, ddof=1) / np.sqrt(5)
+    assert (found.high - found.low) / 2 / 1.96 == pytest.approx(expected, rel=0.15)
 
 
 def test_the_model_nearer_to_a_pcoc_of_1_is_better_and_the_miscalibrated_one_is_named():

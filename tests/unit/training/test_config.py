@@ -22,6 +22,7 @@ SCHEMA = Schema(
         ("log_loss", 0.1, 0.2),
         ("rmse", 0.1, 0.2),
         ("mae", 0.1, 0.2),
+        ("ece", 0.01, 0.02),
         ("pcoc", 1.1, 0.8),
         ("pcoc", 0.95, 1.1),
         ("pcoc", 1.0, 0.999),
@@ -35,7 +36,7 @@ def test_less_bad_is_better_in_the_metrics_own_direction(
 
 def test_every_metric_of_a_report_has_a_direction_tested_above() -> None:
     assert set(HIGHER_IS_BETTER) == {
-        "auc", "gauc", "accuracy", "log_loss", "rmse", "mae", "pcoc"
+        "auc", "gauc", "accuracy", "log_loss", "rmse", "mae", "pcoc", "ece"
     }  # fmt: skip
 
 

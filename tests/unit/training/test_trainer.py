@@ -148,7 +148,8 @@ def test_the_history_has_a_column_for_every_loss_and_metric(
     batch = make_batch(100)
     train = ["train_loss", "train_loss.ctr", "train_loss.rating", "train_loss.genre"]
     valid = [
-        *("valid.ctr.auc", "valid.ctr.log_loss", "valid.ctr.accuracy", "valid.ctr.pcoc"),
+        *("valid.ctr.auc", "valid.ctr.log_loss", "valid.ctr.accuracy"),
+        *("valid.ctr.pcoc", "valid.ctr.ece"),
         *("valid.rating.rmse", "valid.rating.mae"),
         *("valid.genre.log_loss", "valid.genre.accuracy"),
     ]
