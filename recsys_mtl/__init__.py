@@ -86,11 +86,13 @@ if TYPE_CHECKING:
         Uncertainty,
         UPGrad,
     )
+    from recsys_mtl.warm import Renamed
 
 _ROOMS = {
     "comparing": ("compare",),
     "fitting": ("DiskCache",),
     "estimator": ("MultiTaskRanker", "load"),
+    "warm": ("Renamed",),
     "metrics": ("Comparison", "Report"),
     "network": (
         "AITM",
@@ -227,6 +229,7 @@ __all__ = [  # the names are strings
     "RandomWeights",
     "Recency",
     "Regression",
+    "Renamed",
     "Report",
     "RowWiseAdagrad",
     "Rows",

@@ -8,9 +8,12 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
+
+if TYPE_CHECKING:
+    from recsys_mtl.warm import Renamed
 
 P = ParamSpec("P")
 
@@ -81,6 +84,10 @@ def train(
     warm_start: Annotated[
         Path | None, typer.Option(help="Model folder to go on from: its weights and optimizers.")
     ] = None,
+    renamed: Annotated[
+        list[str] | None,
+        typer.Option(help="A column of that model that has a new name by now, as OLD=NEW."),
+    ] = None,
 ) -> None:
     """Train a model as CONFIG says and save it."""
     from recsys_mtl.config import check_labels, read_config
@@ -102,7 +109,7 @@ def train(
         refit=settings.run.refit,
         checkpoints=kept,
         cache=settings.run.cache,
-        warm_start=warm_start,
+        warm_start=_renamed(warm_start, renamed or []),
     )
     for note in ranker.warm_start_notes_:
         typer.echo(f"warm start: {note}")
@@ -235,6 +242,19 @@ def collisions(
         embedding_dim=ranker.settings_.embedding_dim,
     )
     typer.echo(describe_collisions(report))
+
+
+def _renamed(model: Path | None, pairs: list[str]) -> Path | Renamed | None:
+    """Return what a run goes on from, with the new names of its columns."""
+    from recsys_mtl.errors import SchemaError
+    from recsys_mtl.warm import Renamed
+
+    columns = dict(pair.partition("=")[::2] for pair in pairs)
+    if not columns:
+        return model
+    if model is None or not all(columns.values()):
+        raise SchemaError(f"--renamed must be OLD=NEW, beside --warm-start. Found {pairs}.")
+    return Renamed(model, columns=columns)
 
 
 def _rows(table: str, users: str | None, items: str | None, condition: str | None) -> object:

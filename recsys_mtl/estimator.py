@@ -53,7 +53,7 @@ from recsys_mtl.training import (
     Trained,
     monitor_parts,
 )
-from recsys_mtl.warm import WarmStart
+from recsys_mtl.warm import Renamed, WarmStart
 
 _MMOE, _TOWERS, _PLAIN = MMoE(), Towers(), NoInteraction()
 _ADAM, _ADAGRAD, _FIXED, _STEADY = Adam(), RowWiseAdagrad(), Fixed(), Schedule()
@@ -186,7 +186,7 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         refit: bool = False,
         checkpoints: Checkpoints | None = None,
         cache: DiskCache | None = None,
-        warm_start: MultiTaskRanker | str | Path | None = None,
+        warm_start: MultiTaskRanker | Renamed | str | Path | None = None,
     ) -> Self:
         """Train on rows whose labels are columns of the table.
 
@@ -208,7 +208,8 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
             Where to keep encoded rows, for tables (parquet files) that do not fit into memory.
         warm_start
             A fitted ranker, or a model folder, to go on from: with its weights and the state of its
-            optimizers. Tables grow by new ids; features and tasks may be added or removed.
+            optimizers. Tables grow by new ids; features and tasks may be added or removed. One that
+            reads another column is refused; `Renamed` says which columns have new names.
 
         Raises
         ------
@@ -399,8 +400,10 @@ def load(path: str | Path, *, device: str = "auto") -> MultiTaskRanker:
     return ranker
 
 
-def _start(known: MultiTaskRanker | str | Path, *, resume: bool = False) -> WarmStart:
+def _start(known: MultiTaskRanker | Renamed | str | Path, *, resume: bool = False) -> WarmStart:
     """Return what a run goes on from; `resume` if it is one with the run that made it."""
+    if isinstance(known, Renamed):
+        return _start(known.model).reading(known.columns)
     ranker = known if isinstance(known, MultiTaskRanker) else load(known, device="cpu")
     scorer = ranker.scorer
     settings, training = ranker.settings_, ranker.training_

@@ -6,14 +6,15 @@ import json
 import logging
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recsys_mtl.encoding import Encoder, row_origins
+from recsys_mtl.encoding import Encoder, row_origins, with_columns
 from recsys_mtl.model_dir import Training
 from recsys_mtl.network import MultiTaskModel, Plan, Transplant
 from recsys_mtl.reading import AsOfState
@@ -22,6 +23,29 @@ from recsys_mtl.settings import Settings
 from recsys_mtl.training import Stepper, Trained, build_optimizers
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A fitted model to go on from, whose columns have new names by now.
+
+    Parameters
+    ----------
+    model
+        A fitted `MultiTaskRanker`, or a model folder.
+    columns
+        New names by old ones: of columns of features, labels and weights. What the columns hold must be
+        the same.
+
+    Examples
+    --------
+    >>> Renamed("model", columns={"user": "user_id", "clicked": "click"}).columns["clicked"]
+    'click'
+    """
+
+    model: Any
+    _: KW_ONLY
+    columns: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -46,6 +70,17 @@ class WarmStart:
     training: Training | None
     resume: bool = False
     as_of: AsOfState | None = None
+
+    def reading(self, renamed: Mapping[str, str]) -> WarmStart:
+        """Return the same start, of a model that reads its columns by new names.
+
+        Raises
+        ------
+        SchemaError
+            If the model reads no column of an old name.
+        """
+        schema = with_columns(self.encoder.schema, renamed)
+        return replace(self, encoder=Encoder.from_state(schema, *self.encoder.state()))
 
     def fingerprint(self) -> int:
         """Return a number that tells two starts apart."""

@@ -13,7 +13,7 @@ from recsys_mtl.encoding.batch import (
 from recsys_mtl.encoding.cache import EncodedCache
 from recsys_mtl.encoding.collisions import collision_report
 from recsys_mtl.encoding.encoder import Encoder
-from recsys_mtl.encoding.growth import row_origins
+from recsys_mtl.encoding.growth import row_origins, with_columns
 from recsys_mtl.encoding.hashing import (
     EMPTY_ROW,
     HASH_VERSION,
@@ -56,4 +56,5 @@ __all__ = [
     "row_origins",
     "table_seed",
     "warm",
+    "with_columns",
 ]

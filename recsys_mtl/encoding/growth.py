@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,17 @@ import numpy as np
 from recsys_mtl.encoding.learning import Learned
 from recsys_mtl.encoding.maps import Origins
 from recsys_mtl.errors import SchemaError
-from recsys_mtl.schema import Feature, IdFeature, Numeric, Schema, Vector
+from recsys_mtl.schema import (
+    Bag,
+    Feature,
+    IdFeature,
+    ListFeature,
+    Numeric,
+    Schema,
+    Side,
+    Task,
+    Vector,
+)
 
 
 def check_growth(schema: Schema, known: Schema, learned: Learned) -> None:
@@ -25,7 +37,8 @@ def check_growth(schema: Schema, known: Schema, learned: Learned) -> None:
     Raises
     ------
     SchemaError
-        If a known feature is of another kind, or the ids of a known table would fall into other rows.
+        If a known feature or task is of another kind or reads another column, or the ids of a known
+        table would fall into other rows.
     """
     if schema.hash != known.hash:
         raise SchemaError(
@@ -40,14 +53,27 @@ def check_growth(schema: Schema, known: Schema, learned: Learned) -> None:
             _check_same(feature, "kind", before.kind, feature.kind)
             for name, value in _meaning(before).items():
                 _check_same(feature, name, value, _meaning(feature)[name])
+            for name, column in _columns(before).items():
+                _check_column(f"Feature {feature.name!r}", name, column, _columns(feature)[name])
         if isinstance(feature, IdFeature) and feature.table_name in tables:
             _check_table(feature, tables[feature.table_name], learned)
+    tasks = {task.name: task for task in known.tasks}
+    for task in schema.tasks:
+        if task.name in tasks:
+            _check_column(f"Task {task.name!r}", "label", tasks[task.name].label, task.label)
+
+
+def _columns(feature: Feature) -> dict[str, str | None]:
+    """Return the columns that a feature reads, by the setting that names each."""
+    weights = {"weights": feature.weights} if isinstance(feature, Bag) else {}
+    return {"column": feature.source} | weights
 
 
 def _meaning(feature: Feature) -> dict[str, Any]:
     """Return what must not change for the network to read a feature as it learned to."""
     if isinstance(feature, IdFeature):
-        return {"table": feature.table_name}
+        split = {"separator": feature.separator} if isinstance(feature, ListFeature) else {}
+        return {"table": feature.table_name} | split
     if isinstance(feature, Numeric):
         cut = feature.scaling in {"quantile", "piecewise"}
         return {
@@ -74,6 +100,65 @@ def _check_same(feature: Feature, setting: str, known: Any, found: Any) -> None:
             f"Feature {feature.name!r}: {setting} must stay {known!r}, as it was learned. Found"
             f" {found!r}: keep it, give the feature another name (and table), or train afresh."
         )
+
+
+def _check_column(who: str, setting: str, known: str | None, found: str | None) -> None:
+    if known == found:
+        return
+    same = ""
+    if known is not None and found is not None:
+        names = f"{{{known!r}: {found!r}}}"
+        same = f" If it is the same column by a new name, say Renamed(model, columns={names})."
+    raise SchemaError(
+        f"{who}: {setting} must stay {known!r}, which it was learned from. Found {found!r}.{same} Otherwise"
+        " give it another name, or train afresh."
+    )
+
+
+def with_columns(schema: Schema, renamed: Mapping[str, str]) -> Schema:
+    """Return a schema that reads the same columns by new names.
+
+    Parameters
+    ----------
+    schema
+        The old one.
+    renamed
+        New names by old ones: of columns of features and labels.
+
+    Raises
+    ------
+    SchemaError
+        If no feature or label reads a column of an old name.
+    """
+    read = {column for feature in schema.features for column in feature.columns}
+    read |= set(schema.label_columns)
+    for column in renamed:
+        if column not in read:
+            raise SchemaError(
+                f"Renamed columns must be ones that the model reads: {sorted(read)}. Found {column!r}."
+            )
+
+    def feature(one: Feature) -> Feature:
+        new = replace(one, column=renamed.get(one.source, one.source))
+        if isinstance(new, Bag) and new.weights is not None:
+            return replace(new, weights=renamed.get(new.weights, new.weights))
+        return new
+
+    def side(one: Side | None) -> Side | None:
+        return None if one is None else replace(one, features=[feature(f) for f in one.features])
+
+    def task(one: Task) -> Task:
+        weight = one.sample_weight
+        known = None if weight is None else renamed.get(weight, weight)
+        return replace(one, label=renamed.get(one.label, one.label), sample_weight=known)
+
+    return replace(
+        schema,
+        user=side(schema.user),
+        item=side(schema.item),
+        context=[feature(one) for one in schema.context],
+        tasks=[task(one) for one in schema.tasks],
+    )
 
 
 def row_origins(new: Learned, known: Learned) -> dict[str, Origins]:

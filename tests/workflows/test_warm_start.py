@@ -24,6 +24,7 @@ from recsys_mtl import (
     MultiTaskRanker,
     Numeric,
     Regression,
+    Renamed,
     RowWiseAdagrad,
     Schedule,
     Schema,
@@ -321,6 +322,40 @@ def test_what_cannot_go_on_leaves_the_ranker_as_it_was() -> None:
     assert ranker.predict(_day(2)).equals(before)
     with pytest.raises(TypeError, match="y must be None"):
         ranker.partial_fit(_day(2), _day(2)["click"])  # type: ignore[arg-type] # the point
+
+
+def test_a_column_of_another_name_is_refused_until_it_is_said_to_be_renamed(tmp_path: Path) -> None:
+    known = _ranker().fit(_day(1))
+    known.save(tmp_path / "model")
+    features = [Categorical("user"), Categorical("item"), Numeric("price", scaling="standard")]
+    tasks = [Binary("ctr", label="clicked"), Regression("rating", label="stars")]
+    new = Schema(context=[Categorical("user", column="user_id"), *features[1:]], tasks=tasks)
+    names = {"user": "user_id", "click": "clicked"}
+    day2 = _day(2).rename(names)
+    with pytest.raises(SchemaError, match="Feature 'user': column must stay 'user'.* 'user_id'"):
+        _ranker(new).fit(day2, warm_start=known)
+    with pytest.raises(SchemaError, match=r"Task 'ctr': label must stay 'click'.* 'clicked'"):
+        _ranker(new).fit(day2, warm_start=Renamed(known, columns={"user": "user_id"}))
+    expected = _bits(_ranker().fit(_day(2), warm_start=known))
+    for start in (known, tmp_path / "model"):
+        grown = _ranker(new).fit(day2, warm_start=Renamed(start, columns=names))
+        assert _bits(grown) == expected
+
+
+def test_a_command_says_which_columns_were_renamed(tmp_path: Path) -> None:
+    _day(1).write_parquet(tmp_path / "day1.parquet")
+    _day(2).rename({"click": "clicked"}).write_parquet(tmp_path / "day2.parquet")
+    config, first = tmp_path / "config.toml", str(tmp_path / "first")
+    config.write_text(CONFIG)
+    assert CliRunner().invoke(app, ["train", str(config), "-m", first]).exit_code == 0
+    config.write_text(CONFIG.replace("day1", "day2").replace('"click"', '"clicked"'))
+    train = ["train", str(config), "-m", str(tmp_path / "second"), "--warm-start", first]
+    result = CliRunner().invoke(app, train)
+    assert (result.exit_code, "Task 'ctr': label" in result.output) == (2, True)
+    result = CliRunner().invoke(app, [*train, "--renamed", "click"])
+    assert (result.exit_code, "--renamed must be OLD=NEW" in result.output) == (2, True)
+    result = CliRunner().invoke(app, [*train, "--renamed", "click=clicked"])
+    assert result.exit_code == 0, result.output
 
 
 def test_a_command_goes_on_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,11 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys_mtl.encoding import NUM_RESERVED, Encoder, row_origins
+from recsys_mtl.encoding import NUM_RESERVED, Encoder, row_origins, with_columns
 from recsys_mtl.encoding.maps import BucketMap, RowMap, VocabularyMap
 from recsys_mtl.encoding.sources import place_tokens
 from recsys_mtl.errors import EncodingError, SchemaError
-from recsys_mtl.schema import Bag, Binary, Categorical, Feature, Numeric, Schema, Vector
+from recsys_mtl.schema import Bag, Binary, Categorical, Feature, Numeric, Schema, Side, Vector
 
 words = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=30)
 
@@ -119,6 +119,7 @@ def test_known_scales_stay_and_new_ones_are_learned():
         (Numeric("x"), Numeric("x", scaling="log"), "scaling"),
         (Numeric("x"), Numeric("x", num_quantiles=8), "num_quantiles"),
         (Vector("x", dim=2), Vector("x", dim=3), "dim"),
+        (Bag("x", separator="|"), Bag("x", separator=","), "separator"),
     ],
 )
 def test_what_would_mean_something_else_is_refused(known: Feature, found: Feature, setting: str):
@@ -126,6 +127,47 @@ def test_what_would_mean_something_else_is_refused(known: Feature, found: Featur
     encoder = Encoder(schema(known)).fit(table(x=values))
     with pytest.raises(SchemaError, match=rf"Feature 'x': {setting} must stay .* Found .* keep it"):
         Encoder(schema(found)).fit(table(x=values), known=encoder)
+
+
+@pytest.mark.parametrize(
+    ("known", "found", "text"),
+    [
+        (Categorical("x"), Categorical("x", column="y"), "column must stay 'x'.* Found 'y'"),
+        (Categorical("x", column="y"), Categorical("x"), "column must stay 'y'.* Found 'x'"),
+        (Bag("x", weights="w"), Bag("x", weights="v"), "weights must stay 'w'.* Found 'v'"),
+        (Bag("x"), Bag("x", weights="v"), "weights must stay None.* Found 'v'"),
+    ],
+)
+def test_a_feature_that_reads_another_column_is_refused(known: Feature, found: Feature, text: str):
+    lists, numbers = [["a"], ["b"]], [[1.0], [2.0]]
+    values = lists if isinstance(known, Bag) else ["a", "b"]
+    rows = table(x=values, y=values, w=numbers, v=numbers)
+    encoder = Encoder(schema(known)).fit(rows)
+    with pytest.raises(SchemaError, match=f"Feature 'x': {text}"):
+        Encoder(schema(found)).fit(rows, known=encoder)
+
+
+def test_a_task_that_reads_another_label_is_refused():
+    known = Encoder(schema(Categorical("x"))).fit(table(x=["a"]))
+    other = replace(known.schema, tasks=[Binary("ctr", label="like")])
+    with pytest.raises(SchemaError, match=r"Task 'ctr': label must stay 'click'.* Found 'like'"):
+        Encoder(other).fit(table(x=["a"]).rename({"click": "like"}), known=known)
+
+
+def test_a_schema_reads_its_columns_by_new_names():
+    before = Schema(
+        user=Side("user", features=[Categorical("city")]),
+        context=[Bag("tags", weights="w"), Categorical("hour", column="h")],
+        tasks=[Binary("ctr", label="click", sample_weight="w2")],
+    )
+    new = {"city": "town", "w": "v", "h": "hour", "click": "clicked", "w2": "v2"}
+    after = with_columns(before, new)
+    assert [feature.columns for feature in after.features] == [("town",), ("tags", "v"), ("hour",)]
+    assert [feature.name for feature in after.features] == ["city", "tags", "hour"]
+    assert after.label_columns == ("clicked", "v2")
+    assert after.user == Side("user", features=[Categorical("city", column="town")])
+    with pytest.raises(SchemaError, match=r"columns must be ones that the model reads: .* 'other'"):
+        with_columns(before, {"other": "x"})
 
 
 def test_another_hash_is_refused():
@@ -150,8 +192,8 @@ def test_rows_without_ids_leave_the_kind_of_ids_known():
 
 def test_settings_that_leave_ids_where_they_are_may_change():
     known = Encoder(schema(Categorical("x", column="raw"))).fit(table(raw=["a", "b"]))
-    other = replace(known.schema, context=[Categorical("x", min_count=2)])
-    grown = Encoder(other).fit(table(x=["b", "c", "c", "d"]), known=known)
+    other = replace(known.schema, context=[Categorical("x", column="raw", min_count=2)])
+    grown = Encoder(other).fit(table(raw=["b", "c", "c", "d"]), known=known)
     expected = [*known.learned.maps["x"].buckets, *_buckets(["c"], 65536)]
     assert grown.learned.maps["x"].buckets.tolist() == sorted(expected)
 
