@@ -28,7 +28,7 @@ from recsys_mtl.training import (
     Processes,
     Trained,
     Trainer,
-    checksum,
+    rows_identity,
     seeded,
     start_processes,
 )
@@ -224,14 +224,14 @@ class Fit:
         if self.checkpoints is None:
             return None
         identity = {
-            "schema": schema.fingerprint(),
-            "settings": self.settings.fingerprint(),
+            "schema": schema.to_dict(),
+            "settings": self.settings.to_dict(),
             "seed": self.seed,
             "device type": self.device.type,
-            "training rows": checksum(train),
-            "validation rows": None if valid is None else checksum(valid),
-            "memory": None if self.cache is None else self.cache.memory_mib,
-            "warm start": None if self.start is None else self.start.fingerprint(),
+            "training rows": rows_identity(train),
+            "validation rows": rows_identity(valid),
+            "memory_mib": None if self.cache is None else self.cache.memory_mib,
+            "warm start": None if self.start is None else f"{self.start.fingerprint():08x}",
         }
         return CheckpointFile(self.checkpoints, self.name, identity)
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import typing
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as validated_dataclass
@@ -87,6 +87,54 @@ class Spec:
                 f"{cls.__name__} must be given as JSON, as to_json writes it. Found {error}."
             ) from error
         return cls.from_dict(data)
+
+
+class Difference(NamedTuple):
+    """A place at which two JSON values differ, and what each has there; None: nothing."""
+
+    path: str
+    before: Any
+    after: Any
+
+
+def differences(before: Any, after: Any, path: str = "") -> list[Difference]:
+    """Find where two JSON values differ, such as what `Spec.to_dict` returned of two settings.
+
+    Members of a list that have names, such as features, are compared with those of the same name.
+
+    Parameters
+    ----------
+    before, after
+        The values.
+    path
+        Where they stand; paths of what is found begin with it.
+    """
+    if before == after:
+        return []
+    one, other = _members(before), _members(after)
+    if one is None or other is None or one.get("kind") != other.get("kind"):
+        return [Difference(path, before, after)]
+    found = [
+        difference
+        for key in one | other
+        for difference in differences(one.get(key), other.get(key), _below(path, key))
+    ]
+    return found or [Difference(path, list(one), list(other))]  # the same members in another order
+
+
+def _members(value: Any) -> dict[str, Any] | None:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, list):
+        names = [one.get("name") if isinstance(one, Mapping) else None for one in value]
+        named = all(isinstance(name, str) for name in names)
+        keys = names if named else [f"[{number}]" for number in range(len(value))]
+        return dict(zip(keys, value, strict=True))
+    return None
+
+
+def _below(path: str, key: str) -> str:
+    return f"{path}.{key}" if path and not key.startswith("[") else f"{path}{key}"
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))

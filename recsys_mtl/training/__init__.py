@@ -18,7 +18,7 @@ from recsys_mtl.training.balancing import (
     UPGrad,
     check_signs,
 )
-from recsys_mtl.training.checkpoint import CheckpointFile, Checkpoints, checksum
+from recsys_mtl.training.checkpoint import CheckpointFile, Checkpoints, checksum, rows_identity
 from recsys_mtl.training.config import TrainConfig, monitor_parts
 from recsys_mtl.training.distributed import (
     Processes,
@@ -92,6 +92,7 @@ __all__ = [
     "finish_processes",
     "headline_score",
     "monitor_parts",
+    "rows_identity",
     "seeded",
     "start_processes",
     "task_labels",

@@ -27,14 +27,15 @@ from torch import Tensor
 from recsys_mtl.encoding import Batch
 from recsys_mtl.encoding.mapped import release
 from recsys_mtl.errors import ModelDirError
-from recsys_mtl.spec import Spec, spec
+from recsys_mtl.spec import Spec, differences, spec
 
 _log = logging.getLogger(__name__)
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 _HEADER = "recsys_mtl checkpoint"
 _SUFFIX = ".checkpoint"
 _ASIDE = ".writing"
+_MOST_TOLD = 8
 
 
 @spec
@@ -88,7 +89,8 @@ class CheckpointFile:
     name
         Of the file in the folder.
     identity
-        What the run consists of, in words and numbers. A checkpoint of another run is refused.
+        What the run consists of, as JSON values. A checkpoint of another run is refused, with the
+        values that differ.
     """
 
     def __init__(self, settings: Checkpoints, name: str, identity: Mapping[str, Any]) -> None:
@@ -118,12 +120,13 @@ class CheckpointFile:
                 f"{self.path} must be a checkpoint of version {CHECKPOINT_VERSION}. Found"
                 f" {header.get('version')}."
             )
-        known = header["identity"]
-        changed = [name for name in self.identity if known.get(name) != self.identity[name]]
+        changed = differences(header["identity"], self.identity)
         if changed:
+            told = [f"{path} was {was!r}, and is {now!r}" for path, was, now in changed]
+            more = f"; and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else ""
             raise ModelDirError(
-                f"{self.path} is the checkpoint of another run: {', '.join(changed)} differ. Give"
-                " the run its own tables and settings again, or another folder."
+                f"{self.path} is the checkpoint of another run: {'; '.join(told[:_MOST_TOLD])}{more}."
+                " Give the run its own tables and settings again, or another folder."
             )
         _log.info("going on from %s", self.path)
         return Snapshot(header["values"], tensors)
@@ -166,6 +169,13 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name, value in tensors.items()
         if name.startswith(prefix)
     }
+
+
+def rows_identity(batch: Batch | None) -> dict[str, Any] | None:
+    """Return what tells encoded rows from others, as JSON values."""
+    if batch is None:
+        return None
+    return {"count": batch.num_rows, "checksum": f"{checksum(batch):08x}"}
 
 
 def checksum(batch: Batch) -> int:

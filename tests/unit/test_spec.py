@@ -28,7 +28,7 @@ from recsys_mtl.schema import (
     Task,
     Vector,
 )
-from recsys_mtl.spec import Spec, spec
+from recsys_mtl.spec import Spec, differences, spec
 
 REQUIRED = {"name": "x", "label": "y", "num_classes": 3, "dim": 2}
 REQUIRED |= {"feature": "x", "shape": (1, 8, 8)}
@@ -245,3 +245,37 @@ def test_json_of_a_spec_holds_no_nan():
 def test_text_that_is_no_json_is_refused(text: str):
     with pytest.raises(SchemaError, match=r"^Schema must be given as JSON.* Found .*line 1 column"):
         Schema.from_json(text)
+
+
+def test_differences_name_the_place_and_both_values() -> None:
+    one = {
+        "kind": "a",
+        "x": 1,
+        "list": [1, 2],
+        "features": [{"name": "u", "dim": 1}, {"name": "v"}],
+    }
+    other = {
+        "kind": "a",
+        "x": 2,
+        "list": [1, 3, 4],
+        "features": [{"name": "w"}, {"name": "u", "dim": 5}],
+    }
+    assert differences(one, one, "s") == []
+    assert differences(one, other, "s") == [
+        ("s.x", 1, 2),
+        ("s.list[1]", 2, 3),
+        ("s.list[2]", None, 4),
+        ("s.features.u.dim", 1, 5),
+        ("s.features.v", {"name": "v"}, None),
+        ("s.features.w", None, {"name": "w"}),
+    ]
+
+
+def test_differences_of_another_kind_or_order_are_told_as_one() -> None:
+    assert differences({"kind": "a", "x": 1}, {"kind": "b"}) == [
+        ("", {"kind": "a", "x": 1}, {"kind": "b"})
+    ]
+    names = [{"name": "u"}, {"name": "v"}]
+    assert differences({"tasks": names}, {"tasks": names[::-1]}) == [
+        ("tasks", ["u", "v"], ["v", "u"])
+    ]

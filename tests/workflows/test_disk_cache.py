@@ -103,7 +103,7 @@ def test_a_run_from_disk_goes_on_after_a_break_and_only_with_its_own_memory(
         make(**settings).fit(rows, cache=cache, checkpoints=kept)
     monkeypatch.undo()
     other = DiskCache(str(tmp_path / "cache"), memory_mib=2)
-    with pytest.raises(ModelDirError, match="memory differ"):
+    with pytest.raises(ModelDirError, match="memory_mib was 1, and is 2"):
         make(**settings).fit(rows, cache=other, checkpoints=kept)
     resumed = make(**settings).fit(rows, cache=cache, checkpoints=kept)
     test = pl.read_parquet(folder / "interactions.parquet").filter(pl.col("split") == "test")

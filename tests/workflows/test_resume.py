@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from polars import selectors as cs
 
-from recsys_mtl import Checkpoints, MultiTaskRanker, load
+from recsys_mtl import Adam, Checkpoints, MultiTaskRanker, load
 from recsys_mtl.errors import ModelDirError
 from recsys_mtl.training import CheckpointFile
 
@@ -73,8 +73,13 @@ def test_a_fit_that_died_in_its_first_run_or_its_refit_ends_as_if_it_had_not(
     test = log.flat(log.part("test"))
     assert again.predict(test).equals(whole.predict(test))
     assert again.valid_report_ == whole.valid_report_
-    with pytest.raises(ModelDirError, match="another run: training rows differ"):
+    with pytest.raises(ModelDirError, match=r"training rows\.count was 4000, and is 3999"):
         make(**settings).fit(other, valid=valid, refit=True, checkpoints=kept)
+    changed = make(**settings | {"batch_size": 512, "optimizer": Adam(0.5)})
+    with pytest.raises(ModelDirError, match="another run") as refused:
+        changed.fit(train, valid=valid, refit=True, checkpoints=kept)
+    assert "settings.batch_size was 256, and is 512" in str(refused.value)
+    assert "settings.optimizer.learning_rate was" in str(refused.value)
     kept.clear()
     assert not (tmp_path / "run").exists()
 

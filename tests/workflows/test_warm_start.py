@@ -332,7 +332,7 @@ def test_a_column_of_another_name_is_refused_until_it_is_said_to_be_renamed(tmp_
     new = Schema(context=[Categorical("user", column="user_id"), *features[1:]], tasks=tasks)
     names = {"user": "user_id", "click": "clicked"}
     day2 = _day(2).rename(names)
-    with pytest.raises(SchemaError, match="Feature 'user': column must stay 'user'.* 'user_id'"):
+    with pytest.raises(SchemaError, match=r"Feature 'user': column must stay 'user'.* 'user_id'"):
         _ranker(new).fit(day2, warm_start=known)
     with pytest.raises(SchemaError, match=r"Task 'ctr': label must stay 'click'.* 'clicked'"):
         _ranker(new).fit(day2, warm_start=Renamed(known, columns={"user": "user_id"}))

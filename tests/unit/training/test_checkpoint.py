@@ -196,7 +196,9 @@ def test_another_run_is_refused_and_says_what_differs(
     session = Session(schema, make_batch, make_model)
     with pytest.raises(DiedError):
         session.run(tmp_path, cut_after=5, identity={"schema": 1, "seed": 0, "rows": 7})
-    with pytest.raises(ModelDirError, match="another run: seed, rows differ"):
+    with pytest.raises(
+        ModelDirError, match=r"another run: seed was 0, and is 1; rows was 7, and is 8\."
+    ):
         session.run(tmp_path, identity={"schema": 1, "seed": 1, "rows": 8})
 
 
