@@ -14,7 +14,7 @@ from sklearn.utils import check_random_state
 
 from recsys_mtl.encoding import warm
 from recsys_mtl.errors import NotFittedError, SchemaError
-from recsys_mtl.fitting import DiskCache, Fit, Fitted
+from recsys_mtl.fitting import CachePlace, Fit, Fitted, StatePlace
 from recsys_mtl.measuring import evaluate_scorer, headline_of
 from recsys_mtl.metrics import Report
 from recsys_mtl.model_dir import (
@@ -44,7 +44,6 @@ from recsys_mtl.settings import Settings, check_settings, find_device, rebuild, 
 from recsys_mtl.training import (
     Adam,
     Balance,
-    Checkpoints,
     Fixed,
     Optimizer,
     RowWiseAdagrad,
@@ -184,8 +183,8 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         *,
         valid: Any = None,
         refit: bool = False,
-        checkpoints: Checkpoints | None = None,
-        cache: DiskCache | None = None,
+        checkpoints: StatePlace | None = None,
+        cache: CachePlace | None = None,
         warm_start: MultiTaskRanker | Renamed | str | Path | None = None,
     ) -> Self:
         """Train on rows whose labels are columns of the table.
@@ -202,10 +201,11 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
             Once `valid` has chosen the number of epochs, train a new model that long on `rows` and
             `valid` together: the latest rows are worth more than any architecture.
         checkpoints
-            Where to keep the state of the run. Called again with the same tables and settings after a
-            break, `fit` goes on from there, and the model is the same, bit for bit on one machine.
+            Where to keep the state of the run: `Checkpoints`, or a folder. Called again with the same
+            tables and settings after a break, `fit` goes on from there, and the model is the same,
+            bit for bit on one machine.
         cache
-            Where to keep encoded rows, for tables (parquet files) that do not fit into memory.
+            Where to keep encoded rows, for parquet files larger than memory: `DiskCache`, or a folder.
         warm_start
             A fitted ranker, or a model folder, to go on from: with its weights and the state of its
             optimizers. Tables grow by new ids; features and tasks may be added or removed. One that
@@ -224,12 +224,8 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
             raise ValueError(f"monitor={settings.monitor!r} needs valid rows. Found none.")
         if refit and valid is None:
             raise ValueError("refit=True needs valid rows: they choose the number of epochs.")
-        if checkpoints is not None and settings.random_state is None:
-            raise ValueError(
-                "checkpoints need an integer random_state: a run of another seed is another."
-            )
         chosen = self._chosen(settings, None if warm_start is None else _start(warm_start))
-        chosen = replace(chosen, checkpoints=checkpoints, cache=cache)
+        chosen = chosen.keeping(checkpoints, cache)
         train_rows = scan(rows)
         valid_rows = None if valid is None else scan(valid)
         both = train_rows.concat(valid_rows) if refit and valid_rows is not None else None
@@ -240,7 +236,7 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
             fitted = replace(chosen, settings=again, name="refit").run(self.schema, both, None)
         return self._take(settings, fitted, trained)
 
-    def partial_fit(self, rows: Any, y: None = None) -> Self:
+    def partial_fit(self, rows: Any, y: None = None, *, cache: CachePlace | None = None) -> Self:
         """Go on training with one pass over new rows, such as those of a day.
 
         The first call on a ranker that is not fitted trains from the start. Later ones go on with its
@@ -252,8 +248,8 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         ----------
         rows
             As in `fit`.
-        y
-            Must be None, as in `fit`.
+        y, cache
+            As in `fit`; `y` must be None.
 
         Raises
         ------
@@ -265,7 +261,7 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         start = _start(self, resume=True) if hasattr(self, "settings_") else None
         schedule = replace(settings.schedule, decay="none") if start is None else _STEADY
         once = replace(settings, max_epochs=1, monitor="loss", schedule=schedule)
-        fitted = self._chosen(once, start).run(self.schema, scan(rows), None)
+        fitted = self._chosen(once, start).keeping(None, cache).run(self.schema, scan(rows), None)
         return self._take(settings, fitted, fitted.trained)
 
     def predict(self, rows: Any) -> Any:

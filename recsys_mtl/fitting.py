@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import polars as pl
 import torch
@@ -32,6 +32,7 @@ from recsys_mtl.training import (
     seeded,
     start_processes,
 )
+from recsys_mtl.training.windows import least_memory
 from recsys_mtl.warm import WarmStart, keep_training
 
 _log = logging.getLogger(__name__)
@@ -58,6 +59,11 @@ class DiskCache(Spec):
     folder: str
     _: KW_ONLY
     memory_mib: Annotated[int, Field(ge=1)] = 1024
+
+
+Place = TypeVar("Place", Checkpoints, DiskCache)
+StatePlace = Checkpoints | str | Path
+CachePlace = DiskCache | str | Path
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,30 @@ class Fit:
     progress: bool | None = None
     start: WarmStart | None = None
 
+    def keeping(self, checkpoints: StatePlace | None, cache: CachePlace | None) -> Fit:
+        """Return the run with places for its state and its encoded rows.
+
+        Parameters
+        ----------
+        checkpoints, cache
+            As they are, or a folder, with all else as it is by default; None: no such place.
+
+        Raises
+        ------
+        SchemaError
+            If one is something else, or the seed of a run with checkpoints would not be known again.
+        """
+        if checkpoints is not None and self.settings.random_state is None:
+            raise SchemaError(
+                "checkpoints need an integer random_state: a run of another seed is another. Found None:"
+                " set it, in a file under [run]."
+            )
+        return replace(
+            self,
+            checkpoints=_placed("checkpoints", Checkpoints, checkpoints),
+            cache=_placed("cache", DiskCache, cache),
+        )
+
     def run(self, schema: Schema, rows: Rows, valid: Rows | None) -> Fitted:
         """Encode, build and train.
 
@@ -141,6 +171,7 @@ class Fit:
         encoder = Encoder(schema)
         batch, valid_batch = self._encode(encoder, rows, valid)
         check_rows(schema, batch, valid_batch)
+        memory_bytes = self._memory_bytes(batch)
         for note in absent_notes(batch.absent):
             _log.warning("%s", note)
         encode_seconds = time.perf_counter() - started
@@ -157,7 +188,7 @@ class Fit:
                 batch,
                 valid_batch,
                 checkpoint=self._checkpoint(schema, batch, valid_batch),
-                memory_bytes=None if self.cache is None else self.cache.memory_mib * _MIB,
+                memory_bytes=memory_bytes,
             )
             training = TrainingTensors(keep_training(trainer.stepper, trained))
         trained = _with_encoding(trained, encode_seconds)
@@ -195,12 +226,12 @@ class Fit:
             self.settings,
             self.seed,
             None if self.cache is None else Path(self.cache.folder),
-            None if self.cache is None else self.cache.memory_mib * _MIB,
             self.progress,
         )
         encoder, batch, valid_batch = run.encode(rows, valid)
+        memory_bytes = self._memory_bytes(batch)
         encode_seconds = time.perf_counter() - started
-        model, trained = run.train(encoder, rows, batch, valid_batch)
+        model, trained = run.train(encoder, rows, batch, valid_batch, memory_bytes=memory_bytes)
         if model is not None:
             model.to(self.device)
         return Fitted(encoder, model, _with_encoding(trained, encode_seconds), None, [])
@@ -216,6 +247,24 @@ class Fit:
         cache, progress = EncodedCache(Path(self.cache.folder)), bool(self.progress)
         batch = cache.batch(encoder, rows, progress=progress)
         return batch, None if valid is None else cache.batch(encoder, valid, progress=progress)
+
+    def _memory_bytes(self, batch: Batch) -> int | None:
+        """Return what training rows may take in memory; None: all.
+
+        Raises
+        ------
+        SchemaError
+            If it is too little for the batches.
+        """
+        if self.cache is None:
+            return None
+        found, size = self.cache.memory_mib, self.settings.batch_size
+        if (needed := least_memory(batch, size)) > found * _MIB:
+            raise SchemaError(
+                f"memory_mib must be at least {-(-needed // _MIB)}: for two windows of two batches of"
+                f" {size:,} rows. Found {found}: give more, or take a smaller batch_size."
+            )
+        return found * _MIB
 
     def _checkpoint(
         self, schema: Schema, train: Batch, valid: Batch | None
@@ -234,6 +283,15 @@ class Fit:
             "warm start": None if self.start is None else f"{self.start.fingerprint():08x}",
         }
         return CheckpointFile(self.checkpoints, self.name, identity)
+
+
+def _placed(what: str, kind: type[Place], found: Place | str | Path | None) -> Place | None:
+    """Return a place as its spec, of which a folder alone is enough."""
+    if isinstance(found, str | Path):
+        return kind(str(found))
+    if found is not None and not isinstance(found, kind):
+        raise SchemaError(f"{what} must be {kind.__name__}(folder), or a folder. Found {found!r}.")
+    return found
 
 
 def _with_encoding(trained: Trained, seconds: float) -> Trained:

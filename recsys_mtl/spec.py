@@ -125,10 +125,10 @@ def differences(before: Any, after: Any, path: str = "") -> list[Difference]:
 def _members(value: Any) -> dict[str, Any] | None:
     if isinstance(value, Mapping):
         return dict(value)
-    if isinstance(value, list):
-        names = [one.get("name") if isinstance(one, Mapping) else None for one in value]
+    if isinstance(value, list) and all(isinstance(one, Mapping) for one in value):
+        names = [one.get("name") for one in value]
         named = all(isinstance(name, str) for name in names)
-        keys = names if named else [f"[{number}]" for number in range(len(value))]
+        keys = [str(name) if named else f"[{number}]" for number, name in enumerate(names)]
         return dict(zip(keys, value, strict=True))
     return None
 

@@ -34,8 +34,8 @@ class Together:
         What is trained, and how; `batch_size` is that of each process.
     seed
         Of weights and row order.
-    cache_folder, memory_bytes
-        Where encoded rows are kept, and what they may take in memory; None: they are kept in memory.
+    cache_folder
+        Where encoded rows are kept; None: in memory.
     progress
         Whether process 0 shows progress bars.
     """
@@ -45,7 +45,6 @@ class Together:
     settings: Settings
     seed: int
     cache_folder: Path | None = None
-    memory_bytes: int | None = None
     progress: bool | None = None
 
     def encode(self, rows: Rows, valid: Rows | None) -> tuple[Encoder, Batch, Batch | None]:
@@ -66,9 +65,25 @@ class Together:
         )
 
     def train(
-        self, encoder: Encoder, rows: Rows, batch: Batch, valid: Batch | None
+        self,
+        encoder: Encoder,
+        rows: Rows,
+        batch: Batch,
+        valid: Batch | None,
+        *,
+        memory_bytes: int | None = None,
     ) -> tuple[MultiTaskModel | None, Trained]:
-        """Train on encoded rows; process 0 gets the whole model, on the CPU, others None."""
+        """Train on encoded rows; process 0 gets the whole model, on the CPU, others None.
+
+        Parameters
+        ----------
+        encoder, rows
+            What `encode` returned, and the rows that it was given.
+        batch, valid
+            This process's share of the rows, and the validation rows.
+        memory_bytes
+            What training rows may take in memory at a time; None: all are there.
+        """
         processes = self.processes
         with seeded(self.seed, processes.device):
             model = build_network(encoder, self.settings, shard=processes.shard)
@@ -88,7 +103,7 @@ class Together:
                 processes=processes,
             )
             batch.release()
-            trained = trainer.fit(batch, valid, memory_bytes=self.memory_bytes)
+            trained = trainer.fit(batch, valid, memory_bytes=memory_bytes)
             state = whole_state(model)
             if state is None:
                 return None, trained

@@ -268,6 +268,7 @@ def _plan(encoder: Encoder, model: MultiTaskModel, settings: Settings) -> Plan:
         settings.sharing,
         settings.heads,
         settings.extractors,
+        settings.sequences,
     )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,11 @@ from recsys_mtl.network.interaction import Interaction
 from recsys_mtl.network.model import MultiTaskModel
 from recsys_mtl.network.numbers import NumberLayer
 from recsys_mtl.network.probing import input_copies, task_lists
+from recsys_mtl.network.sequence import SequenceEncoder
 from recsys_mtl.network.sharing import Columns, Sharing
+from recsys_mtl.spec import differences
+
+_PARTS = ("interaction", "sharing", "heads")
 
 _NUMBERS = "features.numbers."
 
@@ -46,6 +51,13 @@ class Plan:
     sharing: Sharing
     heads: Heads
     extractors: Sequence[Extractor]
+    sequences: Sequence[SequenceEncoder] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings that it was built from, as JSON values."""
+        one = {part: getattr(self, part).to_dict() for part in _PARTS}
+        lists = {"extractors": self.extractors, "sequences": self.sequences}
+        return one | {part: [each.to_dict() for each in found] for part, found in lists.items()}
 
     @property
     def task_names(self) -> list[str]:
@@ -94,7 +106,7 @@ class Transplant:
     """
 
     def __init__(self, old: Plan, new: Plan, origins: Mapping[str, npt.NDArray[np.int64]]) -> None:
-        for part in ("interaction", "sharing", "heads"):
+        for part in _PARTS:
             kinds = [getattr(plan, part).kind for plan in (old, new)]
             if kinds[0] != kinds[1]:
                 raise SchemaError(
@@ -278,7 +290,7 @@ class Transplant:
             return None
         known = self._known.get(source)
         if known is None or known.dim() != fresh.dim():
-            raise _unlike(name, None if known is None else known.shape, fresh.shape)
+            raise self._unlike(name, None if known is None else known.shape, fresh.shape)
         if name.startswith("outputs."):
             tasks = _numbers(self.old.task_names, self.new.task_names)
             return (_axis(tasks),)
@@ -289,7 +301,7 @@ class Transplant:
         width = _width(self.old.columns)
         for places, count, was, size in zip(axes, copies, known.shape, fresh.shape, strict=True):
             if (places is None and was != size) or (places is not None and was != count * width):
-                raise _unlike(name, known.shape, fresh.shape)
+                raise self._unlike(name, known.shape, fresh.shape)
         return axes
 
     def _axes_of_numbers(self, name: str, known: Tensor, fresh: Tensor) -> Axes:
@@ -302,6 +314,21 @@ class Transplant:
             axes[1] = bins_K.where(bins_K < known.shape[1], -1)
         return tuple(axes)
 
+    def _unlike(self, name: str, was: torch.Size | None, shape: torch.Size) -> SchemaError:
+        """Return the error for a parameter that has no like in the old network."""
+        told = f"{name} has shape {tuple(shape)}, and "
+        told += "was not there" if was is None else f"had {tuple(was)}"
+        changed = differences(self.old.to_dict(), self.new.to_dict())
+        if changed:
+            kept = "; ".join(f"{path} {before!r}" for path, before, _ in changed)
+            found = "; ".join(f"{path} {after!r}" for path, _, after in changed)
+            rule = (
+                f"A warm start must keep what makes up the network: {kept}. Found {found}: {told}."
+            )
+        else:
+            rule = f"A warm start must keep what makes up the network. Found another: {told}."
+        return SchemaError(f"{rule} Keep the settings, or train afresh.")
+
     def _places(self, copies: int) -> Tensor | None:
         """Return the old places along an axis that has the input's columns so many times."""
         if copies == 0 or self._columns is None:
@@ -310,14 +337,6 @@ class Transplant:
         return torch.cat(
             [torch.where(places_I >= 0, places_I + n * width, -1) for n in range(copies)]
         )
-
-
-def _unlike(name: str, was: torch.Size | None, shape: torch.Size) -> SchemaError:
-    found = "no such parameter" if was is None else f"shape {tuple(was)}"
-    return SchemaError(
-        f"{name} of shape {tuple(shape)} must take over weights of the model that it goes on from. Found"
-        f" {found} there: keep the settings of the network, or train afresh."
-    )
 
 
 def _numbers(before: Sequence[str], after: Sequence[str]) -> list[int | None]:

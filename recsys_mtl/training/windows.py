@@ -69,9 +69,9 @@ class Windows:
         if _largest_two(self._sizes) > self._window_bytes:
             cuts = _cuts(batch.num_rows, batch_size)
             self._sizes = _sizes(batch, cuts)
-        if (needed := _largest_two(self._sizes)) > self._window_bytes:
+        if (needed := least_memory(batch, batch_size)) > 2 * self._window_bytes:
             raise ValueError(
-                f"memory_bytes must be at least {2 * needed:,}: for two windows of two batches of"
+                f"memory_bytes must be at least {needed:,}: for two windows of two batches of"
                 f" {batch_size:,} rows. Found {memory_bytes:,}."
             )
         self._blocks = list(zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True))
@@ -99,6 +99,11 @@ class Windows:
             count += 1
         changes = np.flatnonzero(np.diff(windows)) + 1
         return [piece.tolist() for piece in np.split(order, changes) if piece.size]
+
+
+def least_memory(batch: Batch, batch_size: int) -> int:
+    """Return the bytes that two windows of two batches each take, the least that `Windows` needs."""
+    return 2 * _largest_two(_sizes(batch, _cuts(batch.num_rows, batch_size)))
 
 
 def _cuts(num_rows: int, block_rows: int) -> IntArray:

@@ -252,19 +252,22 @@ def test_differences_name_the_place_and_both_values() -> None:
         "kind": "a",
         "x": 1,
         "list": [1, 2],
+        "plain": [{"x": 1}],
         "features": [{"name": "u", "dim": 1}, {"name": "v"}],
     }
     other = {
         "kind": "a",
         "x": 2,
         "list": [1, 3, 4],
+        "plain": [{"x": 2}, {"x": 3}],
         "features": [{"name": "w"}, {"name": "u", "dim": 5}],
     }
     assert differences(one, one, "s") == []
     assert differences(one, other, "s") == [
         ("s.x", 1, 2),
-        ("s.list[1]", 2, 3),
-        ("s.list[2]", None, 4),
+        ("s.list", [1, 2], [1, 3, 4]),
+        ("s.plain[0].x", 1, 2),
+        ("s.plain[1]", None, {"x": 3}),
         ("s.features.u.dim", 1, 5),
         ("s.features.v", {"name": "v"}, None),
         ("s.features.w", None, {"name": "w"}),

@@ -218,6 +218,23 @@ def test_training_that_diverges_is_an_error_and_no_model(place, table):
     assert "diverged" in fails(place, "train", "config.toml")
 
 
+def test_checkpoints_without_a_seed_are_refused(place, table):
+    table.write_parquet(place / "rows.parquet")
+    (place / "config.toml").write_text(CONFIG.replace("random_state = 0", ""))
+    told = fails(place, "train", "config.toml", "--checkpoints", "run")
+    assert "checkpoints need an integer random_state" in told
+
+
+def test_too_little_memory_is_refused_by_its_setting(place, table):
+    pl.concat([table] * 100).write_parquet(place / "rows.parquet")
+    cache = 'cache = { folder = "encoded", memory_mib = 1 }'
+    text = CONFIG.replace("[run]", f"[run]\n{cache}")
+    (place / "config.toml").write_text(text.replace("[training]", "[training]\nbatch_size = 39999"))
+    result = CliRunner().invoke(app, ["train", "config.toml"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert re.match(r"error: memory_mib must be at least \d+: .*Found 1", result.stderr)
+
+
 def test_score_refuses_a_folder_as_its_output(place, saved, table):
     table.write_parquet(place / "rows.parquet")
     (place / "out").mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from recsys_mtl import Checkpoints, DiskCache, scan
 from recsys_mtl.config import read_config
-from recsys_mtl.errors import EncodingError, ModelDirError
+from recsys_mtl.errors import EncodingError, ModelDirError, SchemaError
 
 PROBE = """
 import sys
@@ -115,6 +116,51 @@ def test_a_run_from_disk_goes_on_after_a_break_and_only_with_its_own_memory(
 def test_tables_in_memory_are_refused(make, log, tmp_path: Path) -> None:
     with pytest.raises(EncodingError, match="must come from parquet files"):
         make().fit(log.rows(log.part("train")), cache=DiskCache(str(tmp_path)))
+
+
+@pytest.mark.parametrize("path", [str, Path])
+def test_a_folder_alone_is_a_cache_with_the_usual_memory(
+    path, make, folder: Path, tmp_path
+) -> None:
+    rows = scan(
+        folder / "interactions.parquet",
+        users=folder / "users.parquet",
+        items=folder / "items.parquet",
+    )
+    one = make(max_epochs=1).fit(rows, cache=path(tmp_path / "one"))
+    two = make(max_epochs=1).fit(rows, cache=DiskCache(str(tmp_path / "two")))
+    assert one.predict(rows).equals(two.predict(rows))
+
+
+def test_days_are_trained_on_from_a_cache(make, folder: Path, tmp_path) -> None:
+    rows = scan(
+        folder / "interactions.parquet",
+        users=folder / "users.parquet",
+        items=folder / "items.parquet",
+    )
+    days = [rows.filter("split = 'train'"), rows.filter("split = 'valid'")]
+    cache = DiskCache(str(tmp_path / "cache"), memory_mib=1)
+    disk, memory = (make(batch_size=256, max_epochs=1) for _ in range(2))
+    for day in days:
+        disk.partial_fit(day, cache=cache)
+        memory.partial_fit(day)
+    assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 2
+    found, expected = (one.evaluate(days[1]).value("ctr", "auc") for one in (disk, memory))
+    assert found == pytest.approx(expected, abs=0.03)
+
+
+def test_too_little_memory_is_refused_in_words_of_the_setting(make, folder: Path, tmp_path) -> None:
+    rows = scan(
+        folder / "interactions.parquet",
+        users=folder / "users.parquet",
+        items=folder / "items.parquet",
+    )
+    cache = DiskCache(str(tmp_path / "cache"), memory_mib=1)
+    with pytest.raises(SchemaError, match=r"memory_mib must be at least \d.* Found 1: ") as refused:
+        make(batch_size=20_000).fit(rows, cache=cache)
+    least = int(re.findall(r"at least (\d+)", str(refused.value))[0])
+    enough = DiskCache(str(tmp_path / "cache"), memory_mib=least)
+    make(batch_size=20_000, max_epochs=1).fit(rows, cache=enough)
 
 
 def test_a_config_names_a_cache_beside_it(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from polars import selectors as cs
 
 from recsys_mtl import Adam, Checkpoints, MultiTaskRanker, load
-from recsys_mtl.errors import ModelDirError
+from recsys_mtl.errors import ModelDirError, SchemaError
 from recsys_mtl.training import CheckpointFile
 
 CONFIG = """
@@ -88,6 +88,25 @@ def test_checkpoints_without_a_seed_are_refused(make, log, tmp_path: Path) -> No
     ranker: MultiTaskRanker = make(random_state=None)
     with pytest.raises(ValueError, match="integer random_state"):
         ranker.fit(log.rows(log.part("train")), checkpoints=Checkpoints(str(tmp_path)))
+
+
+@pytest.mark.parametrize("path", [str, Path])
+def test_a_folder_alone_is_a_place_for_checkpoints(path, make, log, tmp_path: Path) -> None:
+    table, place = log.flat(log.part("train")).head(600), tmp_path / "run"
+    fitted = make(max_epochs=1).fit(table, checkpoints=path(place))
+    assert [file.name for file in place.iterdir()] == ["fit.checkpoint"]
+    again = make(max_epochs=1).fit(table, checkpoints=Checkpoints(str(place)))
+    assert again.predict(table).equals(fitted.predict(table))
+
+
+def test_what_is_no_place_is_refused(make, log) -> None:
+    table = log.flat(log.part("train")).head(60)
+    with pytest.raises(
+        SchemaError, match=r"checkpoints must be Checkpoints\(folder\), or a folder"
+    ):
+        make().fit(table, checkpoints=7)
+    with pytest.raises(SchemaError, match=r"cache must be DiskCache\(folder\), or a folder"):
+        make().fit(table, cache=Checkpoints("run"))
 
 
 @pytest.mark.slow

@@ -358,6 +358,22 @@ def test_a_command_says_which_columns_were_renamed(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [
+        (MMoE(2, expert_dims=(8,)), MMoE(3, expert_dims=(8,)), "sharing.num_experts"),
+        (MMoE(2, expert_dims=(8,)), MMoE(2, expert_dims=(9,)), "sharing.expert_dims"),
+        (SharedBottom((8,)), SharedBottom((8, 4)), "sharing.dims"),
+    ],
+)
+def test_a_network_of_another_size_is_refused_by_its_setting(
+    before: Any, after: Any, text: str
+) -> None:
+    known = _ranker(sharing=before).fit(_day(1))
+    with pytest.raises(SchemaError, match=rf"must keep .*: {text} \S+\. Found {text} .*: "):
+        _ranker(sharing=after).fit(_day(2), warm_start=known)
+
+
 def test_a_command_goes_on_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _day(1).write_parquet(tmp_path / "day1.parquet")
     _day(2, users=30).write_parquet(tmp_path / "day2.parquet")
