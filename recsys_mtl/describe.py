@@ -9,6 +9,7 @@ import polars as pl
 
 from recsys_mtl.estimator import MultiTaskRanker
 from recsys_mtl.schema import Binary, Feature, IdFeature, Task
+from recsys_mtl.training import sizes_of
 
 
 def describe_model(ranker: MultiTaskRanker) -> str:
@@ -27,6 +28,7 @@ def describe_model(ranker: MultiTaskRanker) -> str:
         lines.append(f"  context: {_features(schema.context)}")
     if scorer.as_of is not None:
         lines.append(f"  earlier rows: known up to time {scorer.as_of.end}")
+    sizes = ", ".join(f"{size:,}" for size in sizes_of(settings.batch_size))
     lines += ["predicts", *(f"  {_task(task)}" for task in schema.tasks)]
     lines += [
         "network",
@@ -40,7 +42,7 @@ def describe_model(ranker: MultiTaskRanker) -> str:
         f"  optimizer: {settings.optimizer}, schedule: {settings.schedule}",
         *(f"  optimizer of {one.task}: {one.optimizer}" for one in settings.tower_optimizers),
         f"  tables: {settings.table_optimizer}",
-        f"  batches of {settings.batch_size:,}, random state {settings.random_state}",
+        f"  batches of {sizes}, random state {settings.random_state}",
         "parameters",
         f"  parameters: {dense:,} dense, {tables:,} in {len(layout.tables)} embedding tables",
         "embedding tables",

@@ -128,7 +128,7 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         sequences: Sequence[SequenceEncoder] = (),
         interaction: Interaction = _PLAIN,
         extractors: Sequence[Extractor] = (),
-        batch_size: int = 2048,
+        batch_size: int | Sequence[int] = 2048,
         accumulate: int = 1,
         max_epochs: int = 10,
         optimizer: Optimizer = _ADAM,

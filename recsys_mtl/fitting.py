@@ -30,6 +30,7 @@ from recsys_mtl.training import (
     Trainer,
     rows_identity,
     seeded,
+    sizes_of,
     start_processes,
 )
 from recsys_mtl.training.windows import least_memory
@@ -258,7 +259,7 @@ class Fit:
         """
         if self.cache is None:
             return None
-        found, size = self.cache.memory_mib, self.settings.batch_size
+        found, size = self.cache.memory_mib, max(sizes_of(self.settings.batch_size))
         if (needed := least_memory(batch, size)) > found * _MIB:
             raise SchemaError(
                 f"memory_mib must be at least {-(-needed // _MIB)}: for two windows of two batches of"

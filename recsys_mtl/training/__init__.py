@@ -33,6 +33,7 @@ from recsys_mtl.training.evaluate import (
     user_groups,
 )
 from recsys_mtl.training.lazy_adam import LazyAdam
+from recsys_mtl.training.loader import sizes_of
 from recsys_mtl.training.losses import check_losses, task_losses
 from recsys_mtl.training.optim import (
     SGD,
@@ -94,6 +95,7 @@ __all__ = [
     "monitor_parts",
     "rows_identity",
     "seeded",
+    "sizes_of",
     "start_processes",
     "task_labels",
     "task_losses",

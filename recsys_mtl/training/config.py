@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
-from typing import Annotated, Literal
+from numbers import Integral
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from recsys_mtl.errors import SchemaError
 from recsys_mtl.metrics import HIGHER_IS_BETTER, metrics_of
@@ -22,6 +23,21 @@ from recsys_mtl.training.tables import RowWiseAdagrad, TableOptimizer
 Count = Annotated[int, Field(ge=1)]
 
 
+def _check_sizes(found: Any) -> Any:
+    """Check here what pydantic would tell of each member of the union."""
+    each = found if isinstance(found, list | tuple) else [found]
+    whole = all(isinstance(one, Integral) and not isinstance(one, bool) for one in each)
+    if not whole or not each or min(each) < 1:
+        raise ValueError(
+            "must be a whole number above 0, or a list of such, one for each epoch. Found"
+            f" {found!r}"
+        )
+    return int(found) if isinstance(found, Integral) else tuple(int(one) for one in each)
+
+
+BatchSize = Annotated[int | Sequence[int], BeforeValidator(_check_sizes)]
+
+
 @spec
 class TrainConfig(Spec):
     """Settings of the training loop.
@@ -29,7 +45,8 @@ class TrainConfig(Spec):
     Parameters
     ----------
     batch_size
-        Rows per step.
+        Rows per step: one number, or one for each epoch, of which the last is for all later ones. Small
+        batches first and larger ones later cost few steps where gradients agree least.
     accumulate
         Batches whose gradients are added up to one step: a batch of that many times the rows in the
         memory of one. Each task's loss is its mean over the observed rows of all of them; ranking losses
@@ -78,7 +95,7 @@ class TrainConfig(Spec):
     """
 
     _: KW_ONLY
-    batch_size: Count = 2048
+    batch_size: BatchSize = 2048
     accumulate: Count = 1
     max_epochs: Count = 10
     optimizer: Optimizer = Adam()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -39,6 +39,11 @@ class _Shuffled:
             yield order[start : start + batch_size]
 
 
+def sizes_of(batch_size: int | Sequence[int]) -> tuple[int, ...]:
+    """Return the batch sizes of the first epochs; the last is that of all later ones."""
+    return (batch_size,) if isinstance(batch_size, int) else tuple(batch_size)
+
+
 class Loader:
     """Draw the batches of each epoch; the same seed gives the same on every device.
 
@@ -54,7 +59,8 @@ class Loader:
     device
         Where batches are to lie.
     batch_size
-        Rows of a batch. One batch of an epoch may be shorter; with groups, any.
+        Rows of a batch, or those of each epoch, the last for all later ones. One batch of an epoch may
+        be shorter; with groups, any.
     seed
         Of the order, together with the epoch.
     memory_bytes
@@ -65,8 +71,6 @@ class Loader:
     ----------
     num_rows
         Rows of an epoch.
-    steps_per_epoch
-        Batches of an epoch; those of grouped rows may be a few more.
     read_seconds
         How long the consumer has waited for rows in this epoch.
 
@@ -81,20 +85,30 @@ class Loader:
         batch: Batch,
         device: torch.device,
         *,
-        batch_size: int,
+        batch_size: int | Sequence[int],
         seed: int,
         memory_bytes: int | None = None,
     ) -> None:
         self.num_rows = batch.num_rows
-        self.steps_per_epoch = math.ceil(batch.num_rows / batch_size)
         self.read_seconds = 0.0
         self._batch, self._device = batch, device
-        self._batch_size, self._seed = batch_size, seed
-        self._windows = None
+        self._sizes, self._seed = sizes_of(batch_size), seed
+        self._windows: dict[int, Windows] | None = None
         if memory_bytes is not None:
-            self._windows = Windows(batch, batch_size=batch_size, memory_bytes=memory_bytes)
+            self._windows = {
+                size: Windows(batch, batch_size=size, memory_bytes=memory_bytes)
+                for size in self._sizes
+            }
         self._resident = RowTensors(batch if self._windows is None else batch.cut([]), device)
         self._running: weakref.ref[_Batches] | None = None
+
+    def batch_size(self, epoch: int) -> int:
+        """Return the rows of a batch of an epoch, from 1."""
+        return self._sizes[min(epoch, len(self._sizes)) - 1]
+
+    def steps(self, epoch: int) -> int:
+        """Return the batches of an epoch; those of grouped rows may be a few more."""
+        return math.ceil(self.num_rows / self.batch_size(epoch))
 
     def batches(self, epoch: int, *, skip: int = 0) -> Iterator[tuple[Inputs, Targets]]:
         """Yield the batches of an epoch; a run of an earlier call ends.
@@ -108,7 +122,8 @@ class Loader:
         """
         self.close()
         self.read_seconds = 0.0
-        running = self._batches(torch.Generator().manual_seed(self._seed * 1_000_003 + epoch), skip)
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+        running = self._batches(generator, skip, self.batch_size(epoch))
         # A consumer that breaks off drops the last reference, which ends the thread.
         self._running = weakref.ref(running)
         return running
@@ -124,22 +139,22 @@ class Loader:
         if running is not None:
             running.close()
 
-    def _batches(self, generator: torch.Generator, skip: int) -> _Batches:
-        with closing(self._shuffled(generator, skip)) as found:
+    def _batches(self, generator: torch.Generator, skip: int, batch_size: int) -> _Batches:
+        with closing(self._shuffled(generator, skip, batch_size)) as found:
             for shuffled, taken in found:
-                for rows_B in islice(shuffled.batches(self._batch_size), taken, None):
+                for rows_B in islice(shuffled.batches(batch_size), taken, None):
                     yield shuffled.rows.take(rows_B), shuffled.rows.targets(rows_B)
                 del shuffled  # the next but one is read into its place
 
     def _shuffled(
-        self, generator: torch.Generator, skip: int
+        self, generator: torch.Generator, skip: int, batch_size: int
     ) -> Generator[tuple[_Shuffled, int], None, None]:
         """Yield rows that lie on the device, and how many of their batches are to be left out."""
         if self._windows is None:
             yield _Shuffled(self._resident, generator), skip
             return
-        windows = self._windows.draw(generator)
-        while skip and windows and skip >= (steps := self._num_steps(windows[0])):
+        windows = self._windows[batch_size].draw(generator)
+        while skip and windows and skip >= (steps := self._num_steps(windows[0], batch_size)):
             skip -= steps
             del windows[0]
         if not windows:
@@ -155,14 +170,14 @@ class Loader:
                 yield shuffled, skip
                 skip = 0
 
-    def _num_steps(self, window: Window) -> int:
+    def _num_steps(self, window: Window, batch_size: int) -> int:
         """Count the batches of a window; for that, groups are read."""
         alone = replace(self._batch, parts=(), labels=None, states=None, weights=None)
         groups = alone.cut(window.ranges).groups
         if groups is None:
-            return math.ceil(window.num_rows / self._batch_size)
+            return math.ceil(window.num_rows / batch_size)
         generator = torch.Generator().manual_seed(window.seed)
-        found = grouped_batches(torch.from_numpy(groups), self._batch_size, generator)
+        found = grouped_batches(torch.from_numpy(groups), batch_size, generator)
         return sum(1 for _ in found)
 
     def _read(self, window: Window) -> _Shuffled:

@@ -91,6 +91,7 @@ class Trainer:
         )
         self._run = Run(len(schema.tasks), self.device)
         self._checkpoint: CheckpointFile | None = None
+        self._num_batches: list[int] = []
 
     def fit(
         self,
@@ -126,6 +127,7 @@ class Trainer:
         loader = Loader(
             train, self.device, batch_size=batch_size, seed=self.seed, memory_bytes=memory_bytes
         )
+        self._num_batches = self._count_batches(loader)
         valid_rows = None if valid is None else RowTensors(valid, self.device)
         self._checkpoint = checkpoint
         self._run = run = Run(len(self.schema.tasks), self.device)
@@ -179,9 +181,8 @@ class Trainer:
     def _train_epoch(self, loader: Loader) -> dict[str, Any]:
         self.model.train()
         run, accumulate = self._run, self.config.accumulate
-        num_batches = self.model.embeddings.shard.most(loader.steps_per_epoch, self.device)
-        num_steps = math.ceil(num_batches / accumulate) * self.config.max_epochs
-        self._observer.start_epoch(num_batches, taken=run.batches)
+        num_steps = sum(math.ceil(count / accumulate) for count in self._num_batches)
+        self._observer.start_epoch(self._num_batches[run.epoch - 1], taken=run.batches)
         batches = self._batches(loader)
         run.clock.start()
         while taken := list(islice(batches, accumulate)):
@@ -196,6 +197,14 @@ class Trainer:
                 self._checkpoint.save(self._snapshot())
                 run.clock.start()
         return {"epoch": run.epoch} | self._losses() | self._observer.record() | self._times()
+
+    def _count_batches(self, loader: Loader) -> list[int]:
+        """Return the batches of each epoch, of the process with most of them."""
+        epochs = range(1, self.config.max_epochs + 1)
+        steps = {loader.batch_size(epoch): loader.steps(epoch) for epoch in epochs}
+        shard = self.model.embeddings.shard
+        most = {size: shard.most(count, self.device) for size, count in steps.items()}
+        return [most[loader.batch_size(epoch)] for epoch in epochs]
 
     def _losses(self) -> dict[str, float]:
         """Return the epoch's losses; refuse what is not finite, among weights, too."""

@@ -79,6 +79,11 @@ def test_a_config_becomes_the_ranker_it_describes(write):
     assert ranker.progress is False
 
 
+def test_a_config_may_name_batch_sizes_of_epochs(write):
+    config = read_config(write(("batch_size = 7", "batch_size = [1024, 4096]")))
+    assert config.ranker(progress=False).batch_size == (1024, 4096)
+
+
 def test_what_is_left_out_has_the_defaults_of_the_ranker():
     from recsys_mtl import Binary, Categorical, MultiTaskRanker, Schema
     from recsys_mtl.config import TablesConfig
@@ -142,7 +147,13 @@ WRONG = [
     ('kind = "numeric", ', "", "schema.user.features[1].kind is required"),
     # a value of the wrong type, or outside its range
     ("batch_size = 7", 'batch_size = "many"', "training.batch_size: "),
-    ("batch_size = 7", "batch_size = 0", "training.batch_size: "),
+    ("batch_size = 7", "batch_size = 0", "training.batch_size: must be a whole number above 0"),
+    ("batch_size = 7", "batch_size = []", "training.batch_size: must be a whole number above 0"),
+    (
+        "batch_size = 7",
+        "batch_size = [8, 0]",
+        "training.batch_size: must be a whole number above 0",
+    ),
     ("num_levels = 1", "num_levels = -1", "model.sharing.num_levels: "),
     ("[model]", "[model]\nembedding_dim = 1.5", "model.embedding_dim: "),
     ("random_state = 3", 'random_state = "x"', "run.random_state: "),

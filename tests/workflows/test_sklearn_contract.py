@@ -22,7 +22,9 @@ from recsys_mtl import (
     Schema,
     SharedBottom,
     Side,
+    load,
 )
+from recsys_mtl.describe import describe_model
 from recsys_mtl.errors import EncodingError, NotFittedError, SchemaError
 from recsys_mtl.fitting import Fit
 
@@ -247,3 +249,16 @@ def test_fit_predict_and_evaluate_leave_the_table_as_it_was(small, flat):
     small.evaluate(flat)
     assert flat.equals(before)
     assert (flat.dtypes == before.dtypes).all()
+
+
+def test_batch_sizes_of_epochs_are_a_parameter_like_others(make, log, tmp_path):
+    table = log.flat(log.part("train"))
+    ranker = make(batch_size=(128, 512), max_epochs=3)
+    twin = clone(ranker)
+    assert twin.get_params()["batch_size"] == (128, 512)
+    predicted = ranker.fit(table).predict(table)
+    assert twin.fit(table).predict(table).equals(predicted)
+    ranker.save(tmp_path / "model")
+    loaded = load(tmp_path / "model", device="cpu")
+    assert loaded.settings_.batch_size == loaded.batch_size == (128, 512)
+    assert "batches of 128, 512, random state" in describe_model(loaded)

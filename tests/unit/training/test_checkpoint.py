@@ -136,6 +136,8 @@ def test_every_balance_goes_on_where_it_was(
         {"reset_tables": True},
         {"average": 0.9},
         {"schedule": Schedule(warmup_steps=4, decay="cosine"), "clip_norm": 0.1},
+        {"batch_size": (16, 40), "schedule": Schedule(decay="linear")},
+        {"batch_size": (45, 9), "accumulate": 2},
         {"patience": 1, "optimizer": Adam(0.3), "max_epochs": 6},
         {"precision": "bfloat16"},
     ],

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from recsys_mtl.errors import SchemaError
@@ -70,3 +71,10 @@ def test_json_gives_the_same_config_back() -> None:
 def test_counts_must_be_positive(name: str) -> None:
     with pytest.raises(SchemaError, match=name):
         TrainConfig(**{name: 0})
+
+
+def test_batch_sizes_of_epochs_go_to_json_and_back():
+    config = TrainConfig(batch_size=[1024, np.int64(4096)])
+    assert config.batch_size == (1024, 4096)
+    assert TrainConfig.from_json(config.to_json()) == config
+    assert TrainConfig(batch_size=np.int64(7)).batch_size == 7

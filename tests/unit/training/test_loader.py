@@ -64,7 +64,7 @@ def _batch(num_rows: int, *, grouped: bool = False) -> Batch:
 def _loader(
     num_rows: int = 1000,
     *,
-    batch_size: int = 8,
+    batch_size: int | tuple[int, ...] = 8,
     seed: int = 3,
     memory_bytes: int | None = MEMORY,
     grouped: bool = False,
@@ -109,15 +109,27 @@ def test_every_row_comes_once_in_full_batches_but_one(
     loader = _loader(num_rows, batch_size=batch_size, memory_bytes=memory_bytes)
     batches = _rows(loader.batches(1))
     assert sorted(row for batch in batches for row in batch) == list(range(num_rows))
-    assert len(batches) == loader.steps_per_epoch == -(-num_rows // batch_size)
+    assert len(batches) == loader.steps(1) == -(-num_rows // batch_size)
     assert sum(len(batch) != batch_size for batch in batches) == (num_rows % batch_size > 0)
     assert loader.num_rows == num_rows
+
+
+@pytest.mark.parametrize("memory_bytes", [None, 60_000])
+def test_an_epoch_has_batches_of_its_own_size_and_the_last_size_is_that_of_all_later_ones(
+    memory_bytes: int | None,
+):
+    mixed = _loader(100, batch_size=(10, 30), memory_bytes=memory_bytes)
+    for epoch, size in ((1, 10), (2, 30), (3, 30)):
+        alone = _loader(100, batch_size=size, memory_bytes=memory_bytes)
+        assert _rows(mixed.batches(epoch)) == _rows(alone.batches(epoch))
+        assert _rows(mixed.batches(epoch, skip=2)) == _rows(alone.batches(epoch))[2:]
+        assert (mixed.batch_size(epoch), mixed.steps(epoch)) == (size, -(-100 // size))
 
 
 @pytest.mark.parametrize("memory_bytes", [None, MEMORY])
 def test_no_rows_are_no_batches(memory_bytes: int | None):
     loader = _loader(0, memory_bytes=memory_bytes)
-    assert loader.steps_per_epoch == 0
+    assert loader.steps(1) == 0
     assert list(loader.batches(1)) == []
 
 
@@ -137,8 +149,8 @@ def test_groups_in_memory_are_batched_as_a_whole():
 def test_groups_stay_together_in_their_window():
     """No group has more rows than a batch, so each is in as many batches as in windows."""
     loader = _loader(grouped=True, batch_size=16)
-    assert loader._windows is not None
-    windows = loader._windows.draw(torch.Generator().manual_seed(3 * 1_000_003 + 1))
+    (cut,) = (loader._windows or {}).values()
+    windows = cut.draw(torch.Generator().manual_seed(3 * 1_000_003 + 1))
     assert len(windows) > 3
     spans = [{row for found in window.ranges for row in range(*found)} for window in windows]
     batches = _rows(loader.batches(1))
@@ -236,8 +248,8 @@ def test_no_more_than_two_windows_are_held(monkeypatch: pytest.MonkeyPatch):
 def test_side_tables_are_not_copied_into_windows():
     loader = _loader()
     tables = {part.ids.data_ptr() for part in loader._resident._parts if part.rows is not None}
-    assert loader._windows is not None
-    window = loader._read(loader._windows.draw(torch.Generator())[0])
+    (cut,) = (loader._windows or {}).values()
+    window = loader._read(cut.draw(torch.Generator())[0])
     assert {part.ids.data_ptr() for part in window.rows._parts if part.rows is not None} == tables
 
 

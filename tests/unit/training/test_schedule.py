@@ -84,6 +84,31 @@ def test_a_run_without_a_schedule_keeps_its_rates_and_one_with_a_decay_ends_at_r
     assert rates == {"none": 1e-3, "linear": pytest.approx(1e-3 / 10)}  # the last of ten steps
 
 
+def test_a_schedule_counts_the_steps_of_epochs_of_different_batches(
+    schema: Schema, make_batch: MakeBatch, make_model: MakeModel
+) -> None:
+    """100 rows are 5 batches of 20, then 2 of 50 in each later epoch; two batches make a step."""
+    schedule = Schedule(decay="linear")
+    for accumulate, num_steps in ((1, 9), (2, 5)):
+        sizes = {"batch_size": (20, 50), "max_epochs": 3, "accumulate": accumulate}
+        trainer = _trainer(make_model(), schema, schedule=schedule, **sizes)
+        factors = _factors(trainer)
+        trainer.fit(make_batch(100))
+        assert factors == [schedule.factor(step, num_steps) for step in range(num_steps)]
+
+
+def _factors(trainer: Trainer) -> list[float]:
+    """Return the list that the factor of each step will be added to."""
+    take, factors = trainer.stepper.take, list[float]()
+
+    def watched(*arguments: Any, **named: Any) -> TaskLosses:
+        factors.append(named["factor"])
+        return take(*arguments, **named)
+
+    trainer.stepper.take = watched  # type: ignore[method-assign]
+    return factors
+
+
 def test_a_bound_scales_the_gradient_of_all_layers_together(
     schema: Schema, make_batch: MakeBatch, make_model: MakeModel
 ) -> None:
