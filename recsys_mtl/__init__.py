@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recsys_mtl.comparing import compare
-    from recsys_mtl.estimator import MultiTaskRanker, load
+    from recsys_mtl.estimator import MultiTaskRanker
     from recsys_mtl.fitting import DiskCache
+    from recsys_mtl.loading import load
     from recsys_mtl.metrics import Comparison, Report
     from recsys_mtl.network import (
         AITM,
@@ -91,7 +92,8 @@ if TYPE_CHECKING:
 _ROOMS = {
     "comparing": ("compare",),
     "fitting": ("DiskCache",),
-    "estimator": ("MultiTaskRanker", "load"),
+    "estimator": ("MultiTaskRanker",),
+    "loading": ("load",),
     "warm": ("Renamed",),
     "metrics": ("Comparison", "Report"),
     "network": (

@@ -145,7 +145,7 @@ def evaluate(
     json: AsJson = False,
 ) -> None:
     """Measure MODEL on a TABLE with labels."""
-    from recsys_mtl.estimator import load
+    from recsys_mtl.loading import load
 
     rows = _rows(table, users, items, where)
     report = load(model).evaluate(rows, by=by, intervals=intervals, top=top)
@@ -190,7 +190,7 @@ def score(
     where: Where = None,
 ) -> None:
     """Score a TABLE: its rows in order, the ids and one column per task."""
-    from recsys_mtl.estimator import load
+    from recsys_mtl.loading import load
     from recsys_mtl.serving import score_to_parquet
 
     scorer = load(model).scorer
@@ -204,7 +204,7 @@ def score(
 @_plain_errors
 def observe(model: ModelFolder, table: Table, where: Where = None) -> None:
     """Let features of earlier rows in MODEL know a TABLE with labels, such as that of a day."""
-    from recsys_mtl.estimator import load
+    from recsys_mtl.loading import load
 
     ranker = load(model, device="cpu").observe(_rows(table, None, None, where))
     ranker.save(model)
@@ -216,7 +216,7 @@ def observe(model: ModelFolder, table: Table, where: Where = None) -> None:
 def describe(model: ModelFolder) -> None:
     """Say what MODEL reads, predicts and consists of."""
     from recsys_mtl.describe import describe_model
-    from recsys_mtl.estimator import load
+    from recsys_mtl.loading import load
 
     typer.echo(describe_model(load(model, device="cpu")))
 
@@ -233,7 +233,7 @@ def collisions(
     """Say which ids of a TABLE share a row in MODEL, and how much of the traffic that touches."""
     from recsys_mtl.describe import describe_collisions
     from recsys_mtl.encoding import collision_report
-    from recsys_mtl.estimator import load
+    from recsys_mtl.loading import load
 
     ranker = load(model, device="cpu")
     report = collision_report(

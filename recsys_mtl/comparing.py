@@ -12,7 +12,8 @@ import polars as pl
 
 from recsys_mtl.encoding.labels import read_labels
 from recsys_mtl.errors import EncodingError, SchemaError
-from recsys_mtl.estimator import MultiTaskRanker, load
+from recsys_mtl.estimator import MultiTaskRanker
+from recsys_mtl.loading import load
 from recsys_mtl.measuring import resampling_of
 from recsys_mtl.metrics import Comparison, TaskLabels, compare_scores
 from recsys_mtl.reading import Rows, scan

@@ -12,7 +12,6 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 
-from recsys_mtl.encoding import warm
 from recsys_mtl.errors import NotFittedError, SchemaError
 from recsys_mtl.fitting import CachePlace, Fit, Fitted, StatePlace
 from recsys_mtl.measuring import evaluate_scorer, headline_of
@@ -20,10 +19,7 @@ from recsys_mtl.metrics import Report
 from recsys_mtl.model_dir import (
     ModelDir,
     Training,
-    history_from,
     metrics_to_json,
-    read_model_dir,
-    report_from,
     write_model_dir,
 )
 from recsys_mtl.network import (
@@ -37,10 +33,16 @@ from recsys_mtl.network import (
     Towers,
 )
 from recsys_mtl.reading import scan
-from recsys_mtl.recall import from_bytes, observed, to_bytes
+from recsys_mtl.recall import observed, to_bytes
 from recsys_mtl.schema import Schema
 from recsys_mtl.serving import Scorer
-from recsys_mtl.settings import Settings, check_settings, find_device, rebuild, refuse_labels
+from recsys_mtl.settings import (
+    Settings,
+    check_settings,
+    check_without_valid,
+    find_device,
+    refuse_labels,
+)
 from recsys_mtl.training import (
     Adam,
     Balance,
@@ -208,8 +210,8 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
             Where to keep encoded rows, for parquet files larger than memory: `DiskCache`, or a folder.
         warm_start
             A fitted ranker, or a model folder, to go on from: with its weights and the state of its
-            optimizers. Tables grow by new ids; features and tasks may be added or removed. One that
-            reads another column is refused; `Renamed` says which columns have new names.
+            optimizers. Tables grow by new ids; features and tasks may come and go. One that reads
+            another column is refused; `Renamed` says which columns have new names.
 
         Raises
         ------
@@ -220,10 +222,8 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         """
         refuse_labels(y)
         settings = self._settings()
-        if valid is None and settings.monitor != "loss":
-            raise ValueError(f"monitor={settings.monitor!r} needs valid rows. Found none.")
-        if refit and valid is None:
-            raise ValueError("refit=True needs valid rows: they choose the number of epochs.")
+        if valid is None:
+            check_without_valid(settings, refit=refit)
         chosen = self._chosen(settings, None if warm_start is None else _start(warm_start))
         chosen = chosen.keeping(checkpoints, cache)
         train_rows = scan(rows)
@@ -246,10 +246,8 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
 
         Parameters
         ----------
-        rows
+        rows, y, cache
             As in `fit`.
-        y, cache
-            As in `fit`; `y` must be None.
 
         Raises
         ------
@@ -363,44 +361,11 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         return settings
 
 
-def load(path: str | Path, *, device: str = "auto") -> MultiTaskRanker:
-    """Load a model folder that `MultiTaskRanker.save` wrote; no code in it is run.
-
-    The kernels that encode rows are made ready here, so that the first request does not wait for them.
-
-    Parameters
-    ----------
-    path
-        The folder.
-    device
-        Where the model is to lie; any, whatever it was trained on.
-
-    Raises
-    ------
-    ModelDirError
-        If the folder is damaged, incomplete, changed or of an unknown format.
-    """
-    where = find_device(device)
-    found = read_model_dir(path)
-    warm()
-    encoder, settings, model = rebuild(found, path)
-    given = {name: getattr(settings, name) for name in _SETTINGS}
-    ranker = MultiTaskRanker(encoder.schema, device=device, **given)
-    state = from_bytes(found.as_of, encoder.schema, path)
-    ranker.scorer_ = Scorer(encoder.schema, encoder, model.to(where), state)
-    ranker.settings_, ranker.training_ = settings, found.training
-    ranker.warm_start_notes_ = []
-    ranker.best_epoch_ = int(found.metrics["best_epoch"])
-    ranker.history_ = history_from(found.metrics["history"])
-    ranker.valid_report_ = report_from(found.metrics)
-    return ranker
-
-
 def _start(known: MultiTaskRanker | Renamed | str | Path, *, resume: bool = False) -> WarmStart:
     """Return what a run goes on from; `resume` if it is one with the run that made it."""
     if isinstance(known, Renamed):
         return _start(known.model).reading(known.columns)
-    ranker = known if isinstance(known, MultiTaskRanker) else load(known, device="cpu")
-    scorer = ranker.scorer
-    settings, training = ranker.settings_, ranker.training_
+    if not isinstance(known, MultiTaskRanker):
+        return WarmStart.of_folder(known)
+    scorer, settings, training = known.scorer, known.settings_, known.training_
     return WarmStart(scorer.encoder, scorer.model, settings, training, resume, scorer.as_of)

@@ -194,6 +194,20 @@ def find_device(name: Literal["auto"] | str) -> torch.device:
     return device
 
 
+def check_without_valid(settings: Settings, *, refit: bool) -> None:
+    """Refuse what only validation rows can choose.
+
+    Raises
+    ------
+    ValueError
+        If a metric is monitored, or the number of epochs of a refit is to be chosen.
+    """
+    if settings.monitor != "loss":
+        raise ValueError(f"monitor={settings.monitor!r} needs valid rows. Found none.")
+    if refit:
+        raise ValueError("refit=True needs valid rows: they choose the number of epochs.")
+
+
 def refuse_labels(y: object) -> None:
     """Raise unless y, which scikit-learn's convention passes, is None."""
     if y is not None:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from recsys_mtl.encoding import Encoder, row_origins, with_columns
-from recsys_mtl.model_dir import Training
+from recsys_mtl.model_dir import Training, read_model_dir
 from recsys_mtl.network import MultiTaskModel, Plan, Transplant
 from recsys_mtl.reading import AsOfState
+from recsys_mtl.recall import from_bytes
 from recsys_mtl.schema import Schema
-from recsys_mtl.settings import Settings
+from recsys_mtl.settings import Settings, rebuild
 from recsys_mtl.training import Stepper, Trained, build_optimizers
 
 _log = logging.getLogger(__name__)
@@ -70,6 +72,20 @@ class WarmStart:
     training: Training | None
     resume: bool = False
     as_of: AsOfState | None = None
+
+    @classmethod
+    def of_folder(cls, path: str | Path) -> WarmStart:
+        """Return the start from a model folder.
+
+        Raises
+        ------
+        ModelDirError
+            If the folder is damaged, incomplete, changed or of an unknown format.
+        """
+        found = read_model_dir(path)
+        encoder, settings, model = rebuild(found, path)
+        as_of = from_bytes(found.as_of, encoder.schema, path)
+        return cls(encoder, model, settings, found.training, as_of=as_of)
 
     def reading(self, renamed: Mapping[str, str]) -> WarmStart:
         """Return the same start, of a model that reads its columns by new names.
