@@ -12,10 +12,9 @@ import polars as pl
 
 from baselines import choose_damping, global_mean, user_item_bias
 from movielens import LABELS
-from recsys_mtl import load
+from recsys_mtl import load, score_parquet
 from recsys_mtl.config import read_config
 from recsys_mtl.metrics import auc, rmse
-from recsys_mtl.serving import score_to_parquet
 
 CONFIG = Path(__file__).with_name("movielens.toml")
 DAMPING = 10.0
@@ -94,7 +93,7 @@ def main() -> None:
 
     ranker.save(options.out / "model")
     scores = options.out / "scores.parquet"
-    score_to_parquet(load(options.out / "model").scorer, rows["test"], scores)
+    score_parquet(load(options.out / "model"), rows["test"], scores, overwrite=True)
     print(f"\nscored the test rows: {scores}\n{pl.read_parquet(scores).head(3)}")
     same = np.array_equal(
         pl.read_parquet(scores).to_numpy(), ranker.predict(rows["test"]).to_numpy()

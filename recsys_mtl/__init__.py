@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         Time,
         Vector,
     )
+    from recsys_mtl.scoring import score_parquet
     from recsys_mtl.training import (
         DWA,
         FAMO,
@@ -145,6 +146,7 @@ _ROOMS = {
         "Time",
         "Vector",
     ),
+    "scoring": ("score_parquet",),
     "training": (
         "SGD",
         "Adam",
@@ -249,6 +251,7 @@ __all__ = [  # the names are strings
     "compare",
     "load",
     "scan",
+    "score_parquet",
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -183,21 +184,65 @@ def compare(
 @_plain_errors
 def score(
     model: ModelFolder,
-    table: Table,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file to write.")],
+    table: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="Parquet files, folders or globs.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File that ends in .parquet, or folder of parts.")
+    ],
     users: Users = None,
     items: Items = None,
     where: Where = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Column to carry along; may be given again.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of scores: float32 or float16.")] = "float32",
+    fuse: Annotated[
+        str | None, typer.Option(help='Weights of a fused score: "ctr=1,interest=0.5".')
+    ] = None,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    memory_mib: Annotated[int, typer.Option(help="MiB for rows beside the model.")] = 1024,
+    part_rows: Annotated[int, typer.Option(help="Rows of a part, at least.")] = 1 << 20,
+    on_error: Annotated[
+        str, typer.Option(help="stop, or skip-file: leave out bad files, exit with 3.")
+    ] = "stop",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other scores.")] = False,
+    workers: Annotated[int, typer.Option(help="Processes that score parts.")] = 1,
 ) -> None:
-    """Score a TABLE: its rows in order, the ids and one column per task."""
-    from recsys_mtl.loading import load
-    from recsys_mtl.serving import score_to_parquet
+    """Score INPUT: its rows in order, the ids and one column per task; after a break, go on."""
+    from recsys_mtl.scoring import score_parquet
+    from recsys_mtl.serving import Fusion
 
-    scorer = load(model).scorer
-    rows = score_to_parquet(
-        scorer, _rows(table, users, items, where), output, progress=sys.stderr.isatty()
-    )
-    typer.echo(f"{rows:,} rows: {output}")
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        summary = score_parquet(
+            model,
+            table if len(table) > 1 else table[0],
+            output,
+            users=users,
+            items=items,
+            where=where,
+            keep=keep or (),
+            dtype=dtype,  # type: ignore[arg-type] # checked with the other options
+            fuse=None if fuse is None else Fusion.parse(fuse).weights,
+            precision=precision,  # type: ignore[arg-type]
+            memory_mib=memory_mib,
+            part_rows=part_rows,
+            on_error=on_error,  # type: ignore[arg-type]
+            overwrite=overwrite,
+            workers=workers,
+            progress=sys.stderr.isatty(),
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    typer.echo(summary)
+    if summary.quarantined:
+        raise typer.Exit(3)
+
+
+def _interrupt(*_: object) -> None:
+    """End as Ctrl-C does, so that what is half written is removed."""
+    raise KeyboardInterrupt
 
 
 @app.command()

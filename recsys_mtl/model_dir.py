@@ -193,6 +193,17 @@ def read_model_dir(path: str | Path) -> ModelDir:
     )
 
 
+def manifest_digest(path: str | Path) -> str:
+    """Return the hash of a model folder's manifest, which holds those of its files.
+
+    Raises
+    ------
+    ModelDirError
+        If there is no model folder, or its manifest was changed.
+    """
+    return _sha256(_dump(_read_manifest(Path(path))))
+
+
 def _saved(tensors: Mapping[str, torch.Tensor]) -> bytes:
     found = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     return bytes(save_tensors(found))

@@ -18,6 +18,7 @@ from recsys_mtl.encoding.labels import read_groups, read_labels
 from recsys_mtl.encoding.layout import EncodedNumber, InputLayout, TableSize
 from recsys_mtl.encoding.learner import Learner
 from recsys_mtl.encoding.learning import Array, Learned, Sample
+from recsys_mtl.encoding.profile import PROFILE_ROWS, Profile
 from recsys_mtl.encoding.sources import Source, table_rows
 from recsys_mtl.errors import EncodingError, NotFittedError
 from recsys_mtl.reading import Rows, SideTable, require, scan
@@ -84,6 +85,7 @@ class Encoder:
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
         self._learned: Learned | None = None
+        self._profile: Profile | None = None
 
     def fit(self, rows: Any, *, known: Encoder | None = None, chunk_rows: int = 1 << 17) -> Self:
         """Learn bucket maps and number scales from training rows; return self.
@@ -177,6 +179,11 @@ class Encoder:
         return self._learned
 
     @property
+    def profile(self) -> Profile | None:
+        """What training rows looked like; None if it was fitted before profiles were kept."""
+        return self._profile
+
+    @property
     def layout(self) -> InputLayout:
         """What the columns of encoded blocks are."""
         learned = self.learned
@@ -224,7 +231,9 @@ class Encoder:
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return what was learned as JSON values and named arrays, for `from_state`."""
-        return self.learned.state()
+        values, arrays = self.learned.state()
+        profile = None if self._profile is None else self._profile.to_dict()
+        return values | {"profile": profile}, arrays
 
     @classmethod
     def from_state(
@@ -233,6 +242,8 @@ class Encoder:
         """Rebuild a fitted encoder from what `state` returned."""
         made = cls(schema)
         made._learned = Learned.from_state(values, arrays)
+        profile = values.get("profile")
+        made._profile = None if profile is None else Profile.from_dict(profile)
         return made
 
     def _sides(self, rows: Rows) -> Iterator[tuple[str, Side, SideTable | None]]:
@@ -274,12 +285,19 @@ class Encoder:
             check_growth(self.schema, known.schema, known.learned)
         learner = Learner(self.schema, num_rows, None if known is None else known.learned)
         used: dict[str, _UsedSide] = {}
+        stride, read, sampled = max(1, num_rows // PROFILE_ROWS), 0, list[pl.DataFrame]()
         for frame in frames:
             for features, piece in self._samples(rows, frame, used):
                 learner.add(features, piece)
+            offset = -read % stride
+            if offset < frame.height:
+                sampled.append(frame.gather_every(stride, offset))
+            read += frame.height
         for side in used.values():
             learner.add(side.features, side.sample())
         self._learned = learner.finish()
+        batch = self._encode(rows, pl.concat(sampled), "none", {}).batch()
+        self._profile = Profile.of(self.schema, self.layout, batch)
 
     def _samples(
         self, rows: Rows, frame: pl.DataFrame, used: dict[str, _UsedSide]

@@ -196,13 +196,13 @@ def scan(interactions: Any, *, users: Any = None, items: Any = None) -> Rows:
         users=None if users is None else _side_table(users, "users"),
         items=None if items is None else _side_table(items, "items"),
         kind=kind,
-        paths=_files(interactions),
+        paths=paths_of(interactions),
         index=index,
     )
 
 
 def _side_table(table: Any, name: str) -> SideTable:
-    return SideTable(lazy_frame(table, what=f"{name} table"), name, _files(table))
+    return SideTable(lazy_frame(table, what=f"{name} table"), name, paths_of(table))
 
 
 def require(
@@ -266,7 +266,8 @@ def _unreadable(what: str, paths: Sequence[str], error: Exception) -> EncodingEr
     return EncodingError(f"The {what} could not be read: {damaged_place(paths) or error}")
 
 
-def _files(table: Any) -> tuple[str, ...]:
+def paths_of(table: Any) -> tuple[str, ...]:
+    """List the parquet files behind paths, folders and globs, in the order they are read."""
     if not is_path(table):
         return ()
     from glob import glob

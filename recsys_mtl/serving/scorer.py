@@ -12,10 +12,11 @@ import torch
 
 from recsys_mtl.encoding import Batch, Encoder, absent_notes
 from recsys_mtl.errors import EncodingError
-from recsys_mtl.network import MultiTaskModel, RowTensors, score_rows
+from recsys_mtl.network import MultiTaskModel, RowTensors
 from recsys_mtl.reading import AsOfState, Rows, scan
 from recsys_mtl.recall import narrowed
 from recsys_mtl.schema import Multiclass, Schema
+from recsys_mtl.serving.forward import Forward
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ class Scorer:
     def score(self, rows: Any) -> Any:
         """Return a table of the input's kind: the id columns as they came, a column per task.
 
+        Any number of threads may call it at the same time.
+
         Rows keep their order and number. A binary task's column is a probability, a regression's a
         value on the label's scale, a multiclass one's a list with a probability per class. Joint
         probabilities that tasks name follow in columns of their own.
@@ -71,8 +74,9 @@ class Scorer:
         in memory whole.
         """
         absent: Counter[str] = Counter()
+        forward = Forward(self.model)
         for batch in self.encoder.batches(self.recalled(rows), chunk_rows=chunk_rows):
-            scores = score_rows(self.model, RowTensors(batch, self.device))
+            scores = forward.start(RowTensors(batch, self.device)).scores()
             columns = [
                 pl.Series(name, found.to(torch.float32).numpy(), dtype)
                 for (name, dtype), found in zip(self._columns, scores, strict=True)

@@ -129,15 +129,14 @@ def test_a_multiclass_task_gives_a_probability_per_class(classifier, plain):
 
 
 def test_a_multiclass_task_survives_empty_tables_saving_and_parquet(classifier, plain, tmp_path):
-    from recsys_mtl import load
-    from recsys_mtl.serving import score_to_parquet
+    from recsys_mtl import load, score_parquet
 
     expected = classifier.predict(plain)
     assert classifier.predict(plain.clear()).schema == expected.schema
     classifier.save(tmp_path / "model")
     loaded = load(tmp_path / "model", device="cpu")
     assert loaded.predict(plain).equals(expected)
-    score_to_parquet(loaded.scorer, plain, tmp_path / "scores.parquet")
+    score_parquet(loaded, plain, tmp_path / "scores.parquet")
     assert pl.read_parquet(tmp_path / "scores.parquet").equals(expected)
     frame = classifier.predict(plain.head(3).to_pandas())
     assert [len(row) for row in frame["kind"]] == [3, 3, 3]

@@ -166,7 +166,7 @@ def test_rows_in_another_order_have_the_same_scores(ranker, log, rows, scored):
     ids=["int64", "uint64", "text", "categorical", "int8"],
 )
 def test_ids_keep_their_type_and_value(by_id, ids, tmp_path):
-    from recsys_mtl.serving import score_to_parquet
+    from recsys_mtl import score_parquet
 
     ranker = by_id(ids, ids.reverse())
     table = pl.DataFrame([ids.rename("user_id"), ids.reverse().rename("item_id")])
@@ -175,7 +175,7 @@ def test_ids_keep_their_type_and_value(by_id, ids, tmp_path):
     assert found.select("user_id", "item_id").schema == table.schema
     pandas = ranker.predict(table.to_pandas())
     pd.testing.assert_frame_equal(pandas[["user_id", "item_id"]], table.to_pandas())
-    score_to_parquet(ranker.scorer, table, tmp_path / "scores.parquet")
+    score_parquet(ranker, table, tmp_path / "scores.parquet")
     written = pl.read_parquet(tmp_path / "scores.parquet")
     assert written["user_id"].cast(ids.dtype).to_list() == ids.to_list()
     assert written["ctr"].equals(found["ctr"])
