@@ -213,6 +213,8 @@ def score(
     from recsys_mtl.scoring import score_parquet
     from recsys_mtl.serving import Fusion
 
+    if where is not None:
+        _rows(table, None, None, where)  # says what is wrong with the condition
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         summary = score_parquet(
@@ -302,7 +304,9 @@ def _renamed(model: Path | None, pairs: list[str]) -> Path | Renamed | None:
     return Renamed(model, columns=columns)
 
 
-def _rows(table: str, users: str | None, items: str | None, condition: str | None) -> object:
+def _rows(
+    table: str | list[str], users: str | None, items: str | None, condition: str | None
+) -> object:
     from recsys_mtl.config import where
     from recsys_mtl.reading import scan
 

@@ -122,10 +122,11 @@ def score_parquet(
     if whole is not None:
         return _summary(work, whole, resumed=len(whole["parts"]), seconds=0.0)
     parts = source.parts(options.part_rows)
-    finished = work.store.open(overwrite=overwrite)
-    left = [part for part in parts if part.number not in finished]
     broken = dict(source.broken)
+    work.store.check(overwrite=overwrite)
     try:
+        finished = work.store.open()
+        left = [part for part in parts if part.number not in finished]
         with tqdm(
             total=sum(part.stop - part.start for part in left),
             unit="rows",

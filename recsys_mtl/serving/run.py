@@ -239,6 +239,7 @@ def _columns_read(scorer: Scorer, rows: Rows) -> list[str]:
         def frames(self, columns: Iterable[str], *, chunk_rows: int) -> Iterator[pl.DataFrame]:
             del chunk_rows
             asked.extend(columns)
+            require(rows.columns, asked, "interactions")
             yield empty
 
     for _ in scorer.encoder.batches(_Asked.of(rows, iter(()))):

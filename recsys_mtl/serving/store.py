@@ -77,8 +77,8 @@ class Store:
             self.discard()
         return found if same else None
 
-    def open(self, *, overwrite: bool) -> dict[int, Record]:
-        """Make the folder of parts, or find it; return the records of the parts that are finished.
+    def check(self, *, overwrite: bool) -> None:
+        """Refuse to touch what is there; discard the start of another run if it may be overwritten.
 
         Raises
         ------
@@ -103,6 +103,9 @@ class Store:
                     " that, or discard it (--overwrite)."
                 )
             self.discard()
+
+    def open(self) -> dict[int, Record]:
+        """Make the folder of parts, or find it; return the records of the parts that are finished."""
         self.work.mkdir(parents=True, exist_ok=True)
         self._sweep()
         (self.work / _LAST).unlink(missing_ok=True)

@@ -237,20 +237,17 @@ def test_too_little_memory_is_refused_by_its_setting(place, table):
 
 def test_score_refuses_a_folder_as_its_output(place, saved, table):
     table.write_parquet(place / "rows.parquet")
-    (place / "out").mkdir()
-    assert "must be a file" in fails(place, "score", saved, "rows.parquet", "-o", "out")
+    (place / "out.parquet").mkdir()
+    assert "must be a file" in fails(place, "score", saved, "rows.parquet", "-o", "out.parquet")
 
 
 def test_an_interrupted_score_leaves_nothing(place, saved, table, monkeypatch):
-    from recsys_mtl.serving import Scorer
+    from recsys_mtl.serving.store import PartWriter
 
-    frames = Scorer.frames
-
-    def interrupted(self, rows, *, chunk_rows):
-        yield next(frames(self, rows, chunk_rows=chunk_rows))
+    def interrupted(self, table):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Scorer, "frames", interrupted)
+    monkeypatch.setattr(PartWriter, "add", interrupted)
     table.write_parquet(place / "rows.parquet")
     result = CliRunner().invoke(app, ["score", str(saved), "rows.parquet", "-o", "out.parquet"])
     assert result.exit_code != 0
