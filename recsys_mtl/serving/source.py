@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -294,9 +295,10 @@ def row_bytes(source: Source, parts: Sequence[Part], columns: Sequence[str]) -> 
     if not source.repeatable:
         source = _Table(replace(source.rows))
         parts = [Part(0, 0, 0, _SAMPLED)]
-    for part in parts[:1]:
-        for frame in source.frames(part, columns, _SAMPLED):
-            return frame.estimated_size() / max(frame.height, 1)
+    for part in parts:
+        with suppress(EncodingError):  # a broken part is told when its turn comes
+            for frame in source.frames(part, columns, _SAMPLED):
+                return frame.estimated_size() / max(frame.height, 1)
     return 0.0
 
 
