@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from recsys_mtl.encoding.profile import Counts
 from recsys_mtl.errors import EncodingError
-from recsys_mtl.estimator import MultiTaskRanker, load
+from recsys_mtl.estimator import MultiTaskRanker
+from recsys_mtl.loading import load
 from recsys_mtl.model_dir import manifest_digest
 from recsys_mtl.serving.forward import Forward
 from recsys_mtl.serving.fusion import Fusion

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys_mtl.errors import EncodingError
-from recsys_mtl.estimator import load
+from recsys_mtl.loading import load
 from recsys_mtl.serving.forward import Forward
 from recsys_mtl.serving.run import Feed, ScoreOptions, Told, Work, score_parts
 from recsys_mtl.serving.source import Part, open_source

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -19,6 +18,7 @@ from recsys_mtl.encoding.layout import EncodedNumber, InputLayout, TableSize
 from recsys_mtl.encoding.learner import Learner
 from recsys_mtl.encoding.learning import Array, Learned, Sample
 from recsys_mtl.encoding.profile import PROFILE_ROWS, Profile
+from recsys_mtl.encoding.sides import EncodedSide, UsedSide, only_keys
 from recsys_mtl.encoding.sources import Source, table_rows
 from recsys_mtl.errors import EncodingError, NotFittedError
 from recsys_mtl.reading import Rows, SideTable, require, scan
@@ -34,33 +34,6 @@ from recsys_mtl.schema import (
 )
 
 Labels = Literal["required", "none"]
-
-
-@dataclass(frozen=True)
-class _EncodedSide:
-    frame: pl.DataFrame
-    index: KeyIndex
-    block: Block
-
-
-class _UsedSide:
-    """A side table, and how many interactions refer to each of its rows."""
-
-    def __init__(self, side: Side, frame: pl.DataFrame) -> None:
-        self.features = side.features
-        self._frame, self._index = frame, KeyIndex(frame[side.key])
-        self._uses = np.zeros(frame.height, np.int64)
-
-    def count(self, keys: pl.Series) -> pl.DataFrame:
-        """Count the rows that keys refer to; return rows for those that the table lacks."""
-        places = self._index.locate(keys)
-        found = places != ABSENT
-        self._uses += np.bincount(places[found], minlength=self._frame.height)
-        return _only_keys(self._frame, keys.filter(~found))
-
-    def sample(self) -> Sample:
-        """Return the rows that are used."""
-        return Sample(self._frame.filter(self._uses > 0), self._uses[self._uses > 0])
 
 
 class Encoder:
@@ -154,7 +127,7 @@ class Encoder:
     ) -> Iterator[Chunk]:
         """Encode rows as `batches` does, side tables left whole."""
         opened = scan(rows)
-        sides: dict[str, _EncodedSide] = {}
+        sides: dict[str, EncodedSide] = {}
         start = 0
         for frame in opened.frames(self._columns(opened, labels), chunk_rows=chunk_rows):
             try:
@@ -167,7 +140,7 @@ class Encoder:
     def samples(self, rows: Any) -> list[tuple[Sequence[Feature], list[Sample]]]:
         """Read rows as `fit` does: for each group of features the frames it learns from."""
         opened = scan(rows)
-        frame, used = opened.frame(self._columns(opened, "none")), dict[str, _UsedSide]()
+        frame, used = opened.frame(self._columns(opened, "none")), dict[str, UsedSide]()
         found = [(features, [piece]) for features, piece in self._samples(opened, frame, used)]
         return found + [(side.features, [side.sample()]) for side in used.values()]
 
@@ -284,7 +257,7 @@ class Encoder:
         if known is not None:
             check_growth(self.schema, known.schema, known.learned)
         learner = Learner(self.schema, num_rows, None if known is None else known.learned)
-        used: dict[str, _UsedSide] = {}
+        used: dict[str, UsedSide] = {}
         stride, read, sampled = max(1, num_rows // PROFILE_ROWS), 0, list[pl.DataFrame]()
         for frame in frames:
             for features, piece in self._samples(rows, frame, used):
@@ -300,7 +273,7 @@ class Encoder:
         self._profile = Profile.of(self.schema, self.layout, batch)
 
     def _samples(
-        self, rows: Rows, frame: pl.DataFrame, used: dict[str, _UsedSide]
+        self, rows: Rows, frame: pl.DataFrame, used: dict[str, UsedSide]
     ) -> Iterator[tuple[Sequence[Feature], Sample]]:
         """Yield what features read of these interactions; count in `used` the rows of side tables."""
         once = np.ones(frame.height, dtype=np.int64)
@@ -309,7 +282,7 @@ class Encoder:
                 yield side.features, Sample(frame, once)
                 continue
             if name not in used:
-                used[name] = _UsedSide(side, table.frame(side.key, _columns_of(side.features)))
+                used[name] = UsedSide(side, table.frame(side.key, _columns_of(side.features)))
             lost = used[name].count(frame[side.key])
             yield side.features, Sample(lost, once[: lost.height])
         if self.schema.context:
@@ -320,7 +293,7 @@ class Encoder:
         rows: Rows,
         frame: pl.DataFrame,
         labels: Labels,
-        sides: dict[str, _EncodedSide],
+        sides: dict[str, EncodedSide],
         *,
         first_row: int = 0,
     ) -> Chunk:
@@ -333,7 +306,7 @@ class Encoder:
             if name not in sides:
                 known = table.frame(side.key, _columns_of(side.features))
                 block = self._block(side.features, known)
-                sides[name] = _EncodedSide(known, KeyIndex(known[side.key]), block)
+                sides[name] = EncodedSide(known, KeyIndex(known[side.key]), block)
             part, absent[name] = self._place(side, sides[name], frame[side.key])
             parts.append(part)
         if self.schema.context:
@@ -346,14 +319,14 @@ class Encoder:
         groups = None if group is None else read_groups(frame[group], first_row=first_row)
         return Chunk(tuple(parts), Batch(frame.height, (), keys, *read, absent, groups))
 
-    def _place(self, side: Side, encoded: _EncodedSide, keys: pl.Series) -> tuple[WholePart, int]:
+    def _place(self, side: Side, encoded: EncodedSide, keys: pl.Series) -> tuple[WholePart, int]:
         """Refer each key to its row; keys the side table lacks get rows of their own at the end."""
         places = encoded.index.locate(keys)
         lost = places == ABSENT
         count = int(lost.sum())
         if count == 0:
             return WholePart(encoded.block, places), 0
-        extra = self._block(side.features, _only_keys(encoded.frame, keys.filter(lost)))
+        extra = self._block(side.features, only_keys(encoded.frame, keys.filter(lost)))
         places[lost] = len(encoded.block) + np.arange(count)
         return WholePart(encoded.block, places, extra), count
 
@@ -395,9 +368,3 @@ def _has_several(feature: IdFeature) -> bool:
 def _columns_of(features: Sequence[Feature]) -> list[str]:
     """List the columns that features read."""
     return [column for feature in features for column in feature.columns]
-
-
-def _only_keys(known: pl.DataFrame, keys: pl.Series) -> pl.DataFrame:
-    """Return rows for keys that the side table lacks: the key itself, all else null."""
-    frame = known.clear(keys.len())
-    return frame.with_columns(keys)
