@@ -2,6 +2,7 @@
 
 from recsys_mtl.network.embedding import Embedded, Embeddings, EmbeddingTable, Touched
 from recsys_mtl.network.extractor import Extractor, ImageCNN, MLPExtractor
+from recsys_mtl.network.factored import Factored
 from recsys_mtl.network.features import FeatureLayer, check_features
 from recsys_mtl.network.heads import (
     AITM,
@@ -72,6 +73,7 @@ __all__ = [
     "EmbeddingTable",
     "Embeddings",
     "Extractor",
+    "Factored",
     "FeatureLayer",
     "Gating",
     "Headed",

@@ -186,6 +186,13 @@ class FeatureLayer(nn.Module):
         """Return the layers that encode numbers."""
         return [layer for layer in self.numbers.values() if isinstance(layer, NumberLayer)]
 
+    @property
+    def apart(self) -> bool:
+        """Whether a feature's columns of the output, of which there is one view, hang on it alone."""
+        met = not self.interaction.identity
+        met |= any(history.target is not None for history in self._histories)
+        return self.num_views == 1 and not met
+
     def forward(self, embedded: Embedded, inputs: Inputs) -> Tensor:
         """Return the input of sharing from looked-up vectors, where the graph of training begins."""
         num_rows, views = len(inputs), self.num_views

@@ -5,7 +5,9 @@ Shape letters: B rows, I input width, H representation width, T tasks, E experts
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import cast
 
 import torch
@@ -42,6 +44,39 @@ class MLP(nn.Sequential):
                 layers.append(nn.Dropout(dropout))
         super().__init__(*layers)
         self.output_dim = dims[-1] if dims else input_dim
+
+    def after_first(self, x_BH: Tensor) -> Tensor:
+        """Return the output (B, dims[-1]) from that of the first linear layer, which is overwritten."""
+        for layer in islice(self, 1, None):
+            x_BH = layer(x_BH)
+        return x_BH
+
+
+@dataclass(frozen=True)
+class FirstLinear:
+    """A linear layer that reads the input of sharing: ``x W^T + b``.
+
+    Parameters
+    ----------
+    weight_HI
+        W, shape (outputs, I).
+    bias_H
+        b, if there is one.
+    """
+
+    weight_HI: Tensor
+    bias_H: Tensor | None = None
+
+
+def first_layers(mlps: Iterable[nn.Module]) -> list[FirstLinear]:
+    """Return the first linear layers of MLPs that have some."""
+    found = [cast("nn.Linear", cast("MLP", mlp)[0]) for mlp in mlps]
+    return [FirstLinear(layer.weight, layer.bias) for layer in found]
+
+
+def after_first(mlps: Iterable[nn.Module], outputs: Iterable[Tensor]) -> list[Tensor]:
+    """Return the outputs of MLPs from those of their first linear layers, taken one by one."""
+    return [cast("MLP", mlp).after_first(output) for mlp, output in zip(mlps, outputs)]  # noqa: B905
 
 
 def linear(input_dim: int, output_dim: int) -> nn.Linear:
@@ -126,10 +161,19 @@ def gate_all(gates: nn.ModuleList, x_BI: Tensor) -> Tensor:
     One matrix product; each gate keeps a weight of its own, so that tasks can be told apart by
     parameter.
     """
-    own = [cast("Gate", gate) for gate in gates]
-    weight_TEI = torch.stack([gate.weight for gate in own])
-    logits_BX = nn.functional.linear(x_BI, weight_TEI.flatten(0, 1))
-    return own[0].shares(logits_BX.view(x_BI.shape[0], *weight_TEI.shape[:2]))
+    return share_all(gates, nn.functional.linear(x_BI, gate_weights(gates)))
+
+
+def gate_weights(gates: nn.ModuleList) -> Tensor:
+    """Return the weights (T * E, I) of T gates of one shape, one under the other."""
+    return torch.stack([cast("Gate", gate).weight for gate in gates]).flatten(0, 1)
+
+
+def share_all(gates: nn.ModuleList, logits_BX: Tensor) -> Tensor:
+    """Return the shares (B, T, E) of T gates of one shape from their logits side by side."""
+    first = cast("Gate", gates[0])
+    num_experts = first.weight.shape[0]
+    return first.shares(logits_BX.view(logits_BX.shape[0], len(gates), num_experts))
 
 
 def mix(experts: Sequence[Tensor], gate_BE: Tensor) -> Tensor:

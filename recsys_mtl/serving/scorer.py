@@ -12,7 +12,7 @@ import torch
 
 from recsys_mtl.encoding import Batch, Encoder, absent_notes
 from recsys_mtl.errors import EncodingError
-from recsys_mtl.network import MultiTaskModel, RowTensors
+from recsys_mtl.network import Factored, MultiTaskModel, RowTensors
 from recsys_mtl.reading import AsOfState, Rows, scan
 from recsys_mtl.recall import narrowed
 from recsys_mtl.schema import Multiclass, Schema
@@ -51,6 +51,7 @@ class Scorer:
         self.encoder = encoder
         self.model = model.eval()
         self.device = next(model.parameters()).device
+        self._forward = Forward(self.model)
         self._columns = [(task.name, _dtype(task)) for task in schema.tasks]
         self._columns += [(name, pl.Float32()) for name in model.outputs.joints]
 
@@ -74,15 +75,10 @@ class Scorer:
         in memory whole.
         """
         absent: Counter[str] = Counter()
-        forward = Forward(self.model)
+        factored = self.factored()
         for batch in self.encoder.batches(self.recalled(rows), chunk_rows=chunk_rows):
-            scores = forward.start(RowTensors(batch, self.device)).scores()
-            columns = [
-                pl.Series(name, found.to(torch.float32).numpy(), dtype)
-                for (name, dtype), found in zip(self._columns, scores, strict=True)
-            ]
             absent.update(batch.absent)
-            yield pl.DataFrame([*batch.keys.get_columns(), *columns])
+            yield pl.DataFrame([*batch.keys.get_columns(), *self.scores(batch, factored)])
         for note in absent_notes(absent):
             _log.warning("%s", note)
 
@@ -108,6 +104,29 @@ class Scorer:
             return opened
         found: Rows = self.as_of.apply(narrowed(opened, self.schema))
         return found
+
+    def factored(self) -> Factored:
+        """Return what scores the batches of one run and keeps what they have in common."""
+        schema = self.schema
+        parts = [side.features for side in (schema.user, schema.item) if side is not None]
+        parts += [schema.context] if schema.context else []
+        return Factored(self.model, [[feature.name for feature in part] for part in parts])
+
+    def scores(self, batch: Batch, factored: Factored) -> list[pl.Series]:
+        """Score encoded rows; return the columns that `score` adds to the ids."""
+        if any(part.rows is not None for part in batch.parts):
+            found = factored.score(batch)
+        else:
+            found = self._forward.start(RowTensors(batch, self.device)).scores()
+        return [
+            pl.Series(name, one.to(torch.float32).numpy(), dtype)
+            for (name, dtype), one in zip(self._columns, found, strict=True)
+        ]
+
+    @property
+    def score_types(self) -> dict[str, pl.DataType]:
+        """Names and types of the score columns."""
+        return dict(self._columns)
 
 
 def _dtype(task: object) -> pl.DataType:

@@ -17,6 +17,8 @@ class InteractionModule(nn.Module, ABC):
     """The network part of an interaction. `output_dim` is its width, at least that of its input."""
 
     output_dim: int
+    identity: bool = False
+    """Whether the result is the input as it is."""
 
     @abstractmethod
     def forward(self, x_BI: Tensor, vectors: tuple[Tensor, ...]) -> Tensor:

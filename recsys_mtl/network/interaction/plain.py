@@ -21,6 +21,8 @@ class NoInteraction(Interaction, kind="none"):
 
 
 class _NoInteraction(InteractionModule):
+    identity = True
+
     def __init__(self, input_dim: int) -> None:
         super().__init__()
         self.output_dim = input_dim

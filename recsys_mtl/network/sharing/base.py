@@ -6,7 +6,7 @@ Shape letters: B rows, V views, I input width, H representation width, E experts
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from recsys_mtl.errors import SchemaError
+from recsys_mtl.network.layers import FirstLinear
 from recsys_mtl.spec import Spec
 
 Dims = tuple[Annotated[int, Field(ge=1)], ...]
@@ -115,6 +116,25 @@ class SharingModule(nn.Module, ABC):
     @abstractmethod
     def forward(self, x_BVI: Tensor) -> Shared:
         """Map the input views to one representation per task."""
+
+    def first_linears(self) -> tuple[FirstLinear, ...]:
+        """Return all layers that read the input if they are linear and there is one view; else none.
+
+        Their outputs are sums over features, so what a feature of a user adds can be computed once for
+        all pairs of that user (`recsys_mtl.network.factored`).
+        """
+        return ()
+
+    def from_linears(self, outputs: Iterator[Tensor]) -> Shared:
+        """Do what `forward` does from the outputs of `first_linears`, for evaluation.
+
+        Parameters
+        ----------
+        outputs
+            Of each layer in turn, (B, its outputs). They are made when asked for, so that one can leave
+            the cache before the next, and may be overwritten.
+        """
+        raise NotImplementedError(f"{type(self).__name__} names no first linear layers.")
 
 
 class Sharing(Spec, ABC):

@@ -5,12 +5,22 @@ Shape letters: B rows, V views, I input width, T tasks, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY
 
 from torch import Tensor
 
-from recsys_mtl.network.layers import cast_once, gate_all, make_experts, mix_all
+from recsys_mtl.network.layers import (
+    FirstLinear,
+    after_first,
+    cast_once,
+    first_layers,
+    gate_all,
+    gate_weights,
+    make_experts,
+    mix_all,
+    share_all,
+)
 from recsys_mtl.network.sharing.base import (
     Columns,
     Count,
@@ -80,7 +90,16 @@ class _MMoE(SharingModule):
     def forward(self, x_BVI: Tensor) -> Shared:
         x_BI = cast_once(x_BVI[:, 0])
         experts = tuple(expert(x_BI) for expert in self.experts)
-        gates_BTE = gate_all(self.gates, x_BI)
+        return self._mixed(experts, gate_all(self.gates, x_BI))
+
+    def first_linears(self) -> tuple[FirstLinear, ...]:
+        return (*first_layers(self.experts), FirstLinear(gate_weights(self.gates)))
+
+    def from_linears(self, outputs: Iterator[Tensor]) -> Shared:
+        experts = tuple(after_first(self.experts, outputs))
+        return self._mixed(experts, share_all(self.gates, next(outputs)))
+
+    def _mixed(self, experts: tuple[Tensor, ...], gates_BTE: Tensor) -> Shared:
         gates = gates_BTE.unbind(1)
         tasks = mix_all(experts, gates_BTE)
         return Shared(tasks, (gates,), (experts,), self.gating.penalty(gates), self.rosters)

@@ -5,12 +5,19 @@ Shape letters: B rows, V views, I input width, H representation width, E experts
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY
 
 from torch import Tensor
 
-from recsys_mtl.network.layers import cast_once, make_experts, mix
+from recsys_mtl.network.layers import (
+    FirstLinear,
+    after_first,
+    cast_once,
+    first_layers,
+    make_experts,
+    mix,
+)
 from recsys_mtl.network.sharing.base import (
     Columns,
     Count,
@@ -83,7 +90,16 @@ class _OMoE(SharingModule):
     def forward(self, x_BVI: Tensor) -> Shared:
         x_BI = cast_once(x_BVI[:, 0])
         experts = tuple(expert(x_BI) for expert in self.experts)
-        gate_BE = self.gate(x_BI)
+        return self._mixed(experts, self.gate(x_BI))
+
+    def first_linears(self) -> tuple[FirstLinear, ...]:
+        return (*first_layers(self.experts), FirstLinear(self.gate.weight))
+
+    def from_linears(self, outputs: Iterator[Tensor]) -> Shared:
+        experts = tuple(after_first(self.experts, outputs))
+        return self._mixed(experts, self.gate.shares(next(outputs)))
+
+    def _mixed(self, experts: tuple[Tensor, ...], gate_BE: Tensor) -> Shared:
         return Shared(
             (mix(experts, gate_BE),) * self.num_tasks,
             ((gate_BE,) * self.num_tasks,),

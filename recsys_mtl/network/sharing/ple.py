@@ -5,14 +5,23 @@ Shape letters: B rows, V views, I input width, H representation width, E experts
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
+from itertools import islice
 from typing import Annotated, cast
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from recsys_mtl.network.layers import cast_once, make_experts, mix
+from recsys_mtl.network.layers import (
+    FirstLinear,
+    Gate,
+    after_first,
+    cast_once,
+    first_layers,
+    make_experts,
+    mix,
+)
 from recsys_mtl.network.sharing.base import (
     Columns,
     Count,
@@ -105,11 +114,40 @@ class _Level(nn.Module):
             for experts, x_BI in zip(self.task_experts, tasks, strict=True)
         ]
         shared = [expert(shared_BI) for expert in self.shared_experts]
-        experts = (*(expert_BH for outputs in own for expert_BH in outputs), *shared)
         gates = [gate(x_BI) for gate, x_BI in zip(self.task_gates, tasks, strict=True)]
-        mixed = tuple(mix([*e, *shared], g_BE) for e, g_BE in zip(own, gates, strict=True))
         if self.shared_gate is not None:
             gates.append(self.shared_gate(shared_BI))
+        return self._mixed(own, shared, gates, shared_BI)
+
+    def first_linears(self) -> tuple[FirstLinear, ...]:
+        layers = [first_layers(cast("nn.ModuleList", experts)) for experts in self.task_experts]
+        gates = [FirstLinear(gate.weight) for gate in self._gates()]
+        first = [layer for found in layers for layer in found]
+        return (*first, *first_layers(self.shared_experts), *gates)
+
+    def from_linears(self, outputs: Iterator[Tensor]) -> _Mixed:
+        own = [
+            after_first(cast("nn.ModuleList", experts), outputs) for experts in self.task_experts
+        ]
+        shared = after_first(self.shared_experts, outputs)
+        gates = [gate.shares(next(outputs)) for gate in self._gates()]
+        return self._mixed(own, shared, gates, gates[0][:, :0])
+
+    def _gates(self) -> list[Gate]:
+        shared = [] if self.shared_gate is None else [self.shared_gate]
+        return [*(cast("Gate", gate) for gate in self.task_gates), *shared]
+
+    def _mixed(
+        self,
+        own: Sequence[Sequence[Tensor]],
+        shared: Sequence[Tensor],
+        gates: Sequence[Tensor],
+        shared_BI: Tensor,
+    ) -> _Mixed:
+        """Mix by the gates; where no gate mixes for all tasks, their input is what it was."""
+        experts = (*(expert_BH for outputs in own for expert_BH in outputs), *shared)
+        mixed = tuple(mix([*e, *shared], g_BE) for e, g_BE in zip(own, gates, strict=False))
+        if self.shared_gate is not None:
             shared_BI = mix(experts, gates[-1])
         return _Mixed(mixed, shared_BI, tuple(gates), experts)
 
@@ -132,11 +170,18 @@ class _PLE(SharingModule):
 
     def forward(self, x_BVI: Tensor) -> Shared:
         shared_BI = cast_once(x_BVI[:, 0])
-        tasks: tuple[Tensor, ...] = (shared_BI,) * self.num_tasks
-        levels: list[_Mixed] = []
-        for level in self.levels:
-            levels.append(level(tasks, shared_BI))
-            tasks, shared_BI = levels[-1].tasks, levels[-1].shared_BH
+        return self._deepened([self.levels[0]((shared_BI,) * self.num_tasks, shared_BI)])
+
+    def first_linears(self) -> tuple[FirstLinear, ...]:
+        return cast("_Level", self.levels[0]).first_linears()
+
+    def from_linears(self, outputs: Iterator[Tensor]) -> Shared:
+        return self._deepened([cast("_Level", self.levels[0]).from_linears(outputs)])
+
+    def _deepened(self, levels: list[_Mixed]) -> Shared:
+        for level in islice(self.levels, 1, None):
+            levels.append(level(levels[-1].tasks, levels[-1].shared_BH))
+        tasks = levels[-1].tasks
         gates = tuple(level.gates for level in levels)
         penalty = self.gating.penalty(gate_BE for level in gates for gate_BE in level)
         experts = tuple(level.experts for level in levels)

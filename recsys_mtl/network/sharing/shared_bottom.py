@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY
 
 from torch import Tensor
 
-from recsys_mtl.network.layers import MLP
+from recsys_mtl.network.layers import MLP, FirstLinear, first_layers
 from recsys_mtl.network.sharing.base import Columns, Dims, Dropout, Shared, Sharing, SharingModule
 from recsys_mtl.spec import spec
 
@@ -46,3 +46,9 @@ class _SharedBottom(SharingModule):
 
     def forward(self, x_BVI: Tensor) -> Shared:
         return Shared((self.bottom(x_BVI[:, 0]),) * self.num_tasks)
+
+    def first_linears(self) -> tuple[FirstLinear, ...]:
+        return tuple(first_layers([self.bottom])) if len(self.bottom) else ()
+
+    def from_linears(self, outputs: Iterator[Tensor]) -> Shared:
+        return Shared((self.bottom.after_first(next(outputs)),) * self.num_tasks)
