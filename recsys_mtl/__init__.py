@@ -64,6 +64,7 @@ if TYPE_CHECKING:
         Vector,
     )
     from recsys_mtl.scoring import score_parquet
+    from recsys_mtl.serving import score_on_ray, score_on_spark, top_k, top_k_to_parquet
     from recsys_mtl.training import (
         DWA,
         FAMO,
@@ -147,6 +148,7 @@ _ROOMS = {
         "Vector",
     ),
     "scoring": ("score_parquet",),
+    "serving": ("score_on_ray", "score_on_spark", "top_k", "top_k_to_parquet"),
     "training": (
         "SGD",
         "Adam",
@@ -252,6 +254,10 @@ __all__ = [  # the names are strings
     "load",
     "scan",
     "score_parquet",
+    "score_on_ray",
+    "score_on_spark",
+    "top_k",
+    "top_k_to_parquet",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The command `recsys-mtl`: train, evaluate, compare, score, observe, describe, collisions."""
+"""The command `recsys-mtl`: train, evaluate, compare, score, topk, observe, describe, collisions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
+from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ParamSpec
 
@@ -256,6 +257,55 @@ def observe(model: ModelFolder, table: Table, where: Where = None) -> None:
     ranker = load(model, device="cpu").observe(_rows(table, None, None, where))
     ranker.save(model)
     typer.echo(f"model: {model}")
+
+
+@app.command("topk")
+@_plain_errors
+def top_k(
+    model: ModelFolder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file to write.")],
+    by: Annotated[str, typer.Option(help="Key that gets the best rows, such as user_id.")],
+    score: Annotated[str, typer.Option(help="What ranks: a score, or SQL of several.")],
+    candidates: Annotated[
+        str | None, typer.Argument(help="Pairs (parquet); by default all users with all items.")
+    ] = None,
+    k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Rows for each key.")] = 100,
+    users: Users = None,
+    items: Items = None,
+    where: Where = None,
+    exclude: Annotated[str | None, typer.Option(help="Pairs to leave out (parquet).")] = None,
+    context: Annotated[
+        str | None, typer.Option(help='For all pairs, the context as JSON: {"hour": 12}.')
+    ] = None,
+) -> None:
+    """Write the best items of every user, or the best users of every item."""
+    from recsys_mtl.errors import SchemaError
+    from recsys_mtl.loading import load
+    from recsys_mtl.serving import top_k_to_parquet
+
+    try:
+        values = None if context is None else dict(loads(context))
+    except (TypeError, ValueError) as error:
+        raise SchemaError(f"--context must be a JSON object. Found {context!r}.") from error
+    if candidates is None and where is not None:
+        raise SchemaError(
+            "--where needs CANDIDATES: all pairs have no interactions to choose from."
+        )
+    given = candidates is not None
+    rows = top_k_to_parquet(
+        load(model).scorer,
+        output,
+        _rows(str(candidates), users, items, where) if given else None,
+        k=k,
+        by=by,
+        score=score,
+        users=None if given else users,
+        items=None if given else items,
+        exclude=exclude,
+        context=values,
+        progress=sys.stderr.isatty(),
+    )
+    typer.echo(f"{rows:,} rows: {output}")
 
 
 @app.command()
