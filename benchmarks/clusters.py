@@ -25,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts are 
 from benchmarks.measure import optional, print_machine, print_table
 from benchmarks.star import fitted, schema, tables
 from benchmarks.workers import ROOT
+from recsys_mtl import score_parquet
 from recsys_mtl.reading import scan
-from recsys_mtl.serving import Scorer, score_on_ray, score_on_spark, score_to_parquet
+from recsys_mtl.serving import Scorer, score_on_ray, score_on_spark
 
 FILES = 8
 BAR = 1.4
@@ -41,7 +42,7 @@ def _take(scorer: Scorer) -> None:
 
 
 def _score_file(source: str, target: str) -> int:
-    return score_to_parquet(_SCORER[0], source, target)
+    return score_parquet(_SCORER[0], source, target).rows_out
 
 
 def own_pool(scorer: Scorer, source: Path, target: Path) -> None:

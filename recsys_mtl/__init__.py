@@ -253,9 +253,9 @@ __all__ = [  # the names are strings
     "compare",
     "load",
     "scan",
-    "score_parquet",
     "score_on_ray",
     "score_on_spark",
+    "score_parquet",
     "top_k",
     "top_k_to_parquet",
 ]

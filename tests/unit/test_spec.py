@@ -31,11 +31,18 @@ from recsys_mtl.schema import (
 from recsys_mtl.spec import Spec, differences, spec
 
 REQUIRED = {"name": "x", "label": "y", "num_classes": 3, "dim": 2}
-REQUIRED |= {"feature": "x", "shape": (1, 8, 8)}
+REQUIRED |= {"feature": "x", "shape": (1, 8, 8), "key": "k"}
+ALSO = {"previous": {"column": "c"}, "as_of_history": {"column": "c"}}
+NEVER = {("recency", "column"), ("as_of_history", "separator")}  # refused, whatever the value
 
 ID = {"column": "c", "num_buckets": 1000, "embedding_dim": 4, "min_count": 2, "table": "t"}
-ID |= {"vocabulary": 9}
+ID |= {"vocabulary": 9, "dropout": 0.1}
 LISTED = ID | {"separator": "|", "max_length": 7}
+NUMBER = {"scaling": "log", "num_quantiles": 5, "embedding_dim": 3}
+NUMBER |= {"num_frequencies": 7, "frequency_scale": 0.5}
+AS_OF = {"label": "z", "statistic": "sum", "window": "7d", "period": "12h", "smoothing": 1.0}
+AS_OF |= {"prior": "p", "residual": True}
+HISTORY = {name: value for name, value in LISTED.items() if name != "separator"}
 TASK = {"label": "z", "weight": 0.5, "sample_weight": "w", "within": "p", "parents": ("q",)}
 BINARY = {"joint": "j", "loss": "focal", "focal_gamma": 1.0, "positive_weight": 3.0}
 RANKING = {"ranking": "listwise", "ranking_share": 0.5, "group": "g"}
@@ -43,13 +50,20 @@ CHANGED: dict[str, dict[str, Any]] = {
     "categorical": ID | {"num_hashes": 2},
     "bag": LISTED | {"weights": "w", "pooling": "sum", "num_hashes": 2},
     "history": LISTED,
-    "numeric": {"column": "c", "scaling": "log", "num_quantiles": 5, "embedding_dim": 3},
+    "numeric": NUMBER | {"column": "c"},
+    "as_of": NUMBER | AS_OF | {"column": "c", "key": ("u", "v")},
+    "recency": NUMBER | {"key": "u", "minus": "d"},
+    "previous": NUMBER | {"key": "u", "column": "d"},
+    "as_of_history": HISTORY | {"column": "d", "key": "u", "where_label": "w", "period": "1d"},
     "vector": {"column": "c", "dim": 5},
     "binary": TASK | BINARY | RANKING,
     "regression": TASK | {"loss": "huber", "huber_delta": 0.5, "bounds": (1.0, 5.0)},
     "multiclass": TASK | {"num_classes": 4, "class_weights": (1.0, 2.0, 1.0, 1.0)},
 }
+TOGETHER = {"as_of": {"statistic": "mean", "column": None}}  # where two values exclude each other
 COMPANIONS: dict[str, dict[str, Any]] = {  # values that have no meaning alone
+    "as_of.column": {"label": None},
+    "as_of.residual": {"prior": "p"},
     "joint": {"within": "p"},
     "group": {"ranking": "pairwise"},
     "class_weights": {"num_classes": 4},
@@ -69,14 +83,20 @@ SCHEMA = Schema(
 def built(kind: str, **changes: Any):
     made = Spec._kinds[kind]
     needed = {field.name for field in dataclasses.fields(made)}
-    return made(**{name: REQUIRED[name] for name in REQUIRED if name in needed} | changes)
+    given = {name: REQUIRED[name] for name in REQUIRED if name in needed}
+    return made(**given | ALSO.get(kind, {}) | changes)
+
+
+def _companions(kind: str, key: str) -> dict[str, Any]:
+    return COMPANIONS.get(f"{kind}.{key}", COMPANIONS.get(key, {}))
 
 
 def test_the_changed_values_cover_every_field_of_every_feature_and_task():
     kinds = {kind: c for kind, c in Spec._kinds.items() if issubclass(c, Feature | Task)}
     assert set(CHANGED) == set(kinds)
     for kind, made in kinds.items():
-        assert {*CHANGED[kind], "name"} == {field.name for field in dataclasses.fields(made)}
+        fields = {field.name for field in dataclasses.fields(made)}
+        assert {*CHANGED[kind], "name"} == {one for one in fields if (kind, one) not in NEVER}
 
 
 @pytest.mark.parametrize("kind", sorted(Spec._kinds))
@@ -89,7 +109,7 @@ def test_every_kind_comes_back_from_json_with_its_defaults(kind: str):
 
 @pytest.mark.parametrize("kind", sorted(CHANGED))
 def test_every_feature_and_task_comes_back_from_json_with_all_values_changed(kind: str):
-    made = built(kind, **CHANGED[kind])
+    made = built(kind, **CHANGED[kind] | TOGETHER.get(kind, {}))
     family = Feature if isinstance(made, Feature) else Task
     assert family.from_json(made.to_json()) == made
     assert json.loads(made.to_json()) == made.to_dict()
@@ -99,7 +119,7 @@ def test_every_feature_and_task_comes_back_from_json_with_all_values_changed(kin
 def test_fingerprint_changes_with_any_value(kind: str):
     prints = [built(kind).fingerprint(), built(kind, name="another").fingerprint()]
     prints += [
-        built(kind, **{key: value} | COMPANIONS.get(key, {})).fingerprint()
+        built(kind, **{key: value} | _companions(kind, key)).fingerprint()
         for key, value in CHANGED[kind].items()
     ]
     assert len(set(prints)) == len(prints)
@@ -164,10 +184,16 @@ def test_replace_validates_again():
         ({"min_count": 0}, r"^schema\.user\.features\[1\]\.min_count: .*greater.* Found 0\.$"),
         ({"pooling": "max"}, r"^schema\.user\.features\[1\]\.pooling: .*'mean'.* Found 'max'\.$"),
         ({"coloum": "x"}, r"^schema\.user\.features\[1\]\.coloum is not known to Bag\. Known: "),
-        ({"kind": "bagg"}, r"^schema\.user\.features\[1\]\.kind must be one of \['bag', 'cat"),
-        ({"kind": ["bag"]}, r"^schema\.user\.features\[1\]\.kind must be one of \['bag', 'cat"),
+        (
+            {"kind": "bagg"},
+            r"^schema\.user\.features\[1\]\.kind must be one of \['as_of', 'as_of_history', 'bag', 'cat",
+        ),
+        (
+            {"kind": ["bag"]},
+            r"^schema\.user\.features\[1\]\.kind must be one of \['as_of', 'as_of_history', 'bag', 'cat",
+        ),
         ({"kind": "binary"}, r"^schema\.user\.features\[1\]\.kind must .*Found 'binary'\.$"),
-        ({"kind": None}, r"^schema\.user\.features\[1\]\.kind is required: one of \['bag', "),
+        ({"kind": None}, r"^schema\.user\.features\[1\]\.kind is required: one of \['as_of', "),
     ],
 )
 def test_error_in_json_names_the_full_path(change: dict[str, Any], text: str):
