@@ -106,7 +106,7 @@ def network(scorer: Scorer, batch: Batch) -> dict[str, Callable[[], object]]:
     flat = batch.flat()
     plain = RowTensors(flat, torch.device("cpu"))
     return {
-        "kept": lambda: scorer.factored().logits(batch),
+        "kept": lambda: Factored(scorer.model, scorer.parts).logits(batch),
         "plain": lambda: predict_logits(scorer.model, plain),
     }
 
@@ -144,7 +144,7 @@ def crossover(args: argparse.Namespace) -> None:
     for ids in WIDTHS:
         scorer = fitted(star, schema(ids, 0))
         batch = scorer.encoder.encode(star, labels="none")
-        factored = scorer.factored()
+        factored = Factored(scorer.model, scorer.parts)
         kept = {"kept": _again(factored, batch)}
         timings = interleave(kept | {"plain": network(scorer, batch)["plain"]}, rounds=args.rounds)
         faster = times_faster(timings["kept"].cpu, timings["plain"].cpu)

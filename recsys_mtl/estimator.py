@@ -139,7 +139,7 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         balance: Balance = _FIXED,
         schedule: Schedule = _STEADY,
         clip_norm: float | None = None,
-        average: float | None = None,
+        average: float | None = 0.98,
         precision: str = "float32",
         compile: bool = False,  # torch's word for it
         monitor: str = "loss",

@@ -16,7 +16,6 @@ from recsys_mtl.errors import EncodingError
 from recsys_mtl.estimator import MultiTaskRanker
 from recsys_mtl.loading import load
 from recsys_mtl.model_dir import manifest_digest
-from recsys_mtl.serving.forward import Forward
 from recsys_mtl.serving.fusion import Fusion
 from recsys_mtl.serving.run import Feed, ScoreOptions, Work, score_parts
 from recsys_mtl.serving.scorer import Scorer
@@ -128,6 +127,7 @@ def score_parquet(
     try:
         finished = work.store.open()
         left = [part for part in parts if part.number not in finished]
+        num_rows = sum(part.stop - part.start for part in parts)
         with tqdm(
             total=sum(part.stop - part.start for part in left),
             unit="rows",
@@ -136,11 +136,13 @@ def score_parquet(
             desc="score",
         ) as bar:
             if workers > 1:
-                setup = Setup(str(model), rows, given, target, identity, options, tuple(left))
+                setup = Setup(
+                    str(model), rows, given, target, identity, options, tuple(left), num_rows
+                )
                 broken |= score_in_processes(setup, workers, bar.update)
             else:
                 feed = Feed(iter(left), broken)
-                forward = Forward(scorer.model, precision=precision)
+                forward = scorer.forward(precision=precision, num_pairs=num_rows)
                 score_parts(work, feed, forward, work.chunk_rows(left), bar.update)
         manifest = _finish(work, parts, broken)
     except BaseException:

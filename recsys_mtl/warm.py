@@ -237,7 +237,9 @@ class Planted:
                 moved[f"average.{number}"] = self.transplant.moved(name, mean, fresh.detach().cpu())
             else:
                 moved[f"average.{number}"] = fresh.detach().clone()
-        return moved if self.settings.average is not None else {}
+        if self.settings.average is None:
+            return {}
+        return moved | {"averaged": self._known.get("averaged", torch.tensor(0))}
 
     def _balance(self, stepper: Stepper) -> dict[str, Tensor]:
         """Return the state of the balance, if it is the same balance of the same tasks."""

@@ -16,7 +16,6 @@ from typing import Any
 
 from recsys_mtl.errors import EncodingError
 from recsys_mtl.loading import load
-from recsys_mtl.serving.forward import Forward
 from recsys_mtl.serving.run import Feed, ScoreOptions, Told, Work, score_parts
 from recsys_mtl.serving.source import Part, open_source
 from recsys_mtl.serving.store import Store
@@ -41,6 +40,8 @@ class Setup:
         As in `Store` and `Work`.
     parts
         What is left to be scored, by all processes together.
+    num_rows
+        Rows of the whole run.
     """
 
     model: str
@@ -50,6 +51,7 @@ class Setup:
     identity: dict[str, Any]
     options: ScoreOptions
     parts: tuple[Part, ...]
+    num_rows: int
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,9 @@ def _work(setup: Setup, shared: _Shared, processes: int) -> None:
         scorer = load(setup.model).scorer
         work = Work.prepare(scorer, source, Store(setup.target, setup.identity), options)
         feed = Feed(_tickets(setup.parts, shared.taken), dict(source.broken))
-        forward = Forward(scorer.model, precision=options.precision, num_threads=1)
+        forward = scorer.forward(
+            precision=options.precision, num_pairs=setup.num_rows, num_threads=1
+        )
 
         def told(rows: int) -> None:
             with shared.rows.get_lock():

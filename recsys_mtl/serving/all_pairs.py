@@ -92,7 +92,7 @@ class AllPairs:
             yield self._frame(np.zeros(0, np.int64), np.zeros((0, k), np.int64), column)
             return
         seen = _Seen(ours, theirs, exclude)
-        factored = self._scorer.factored()
+        forward = self._scorer.forward(num_pairs=len(ours) * len(theirs))
         step = max(1, PAIRS_AT_ONCE // len(theirs))
         for start in range(0, len(ours), step):
             rows = np.arange(start, min(start + step, len(ours)))
@@ -100,7 +100,7 @@ class AllPairs:
             for first in range(0, len(theirs), PAIRS_AT_ONCE):
                 others = np.arange(first, min(first + PAIRS_AT_ONCE, len(theirs)))
                 batch = self._batch(rows, others)
-                scores = pl.DataFrame(self._scorer.scores(batch, factored))
+                scores = pl.DataFrame(self._scorer.scores(batch, forward))
                 ranked = rank_by(scores).cast(pl.Float32).fill_null(float("nan")).to_numpy()
                 found = order_keys(ranked.reshape(rows.size, others.size), first)
                 seen.strike(found, start, first)

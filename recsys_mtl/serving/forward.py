@@ -10,15 +10,17 @@ from __future__ import annotations
 import copy
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from recsys_mtl.network import MultiTaskModel, RowTensors
+from recsys_mtl.encoding import Batch
+from recsys_mtl.network import Factored, MultiTaskModel, RowTensors
 from recsys_mtl.network.model import SCORE_ROWS
 
 Precision = Literal["float32", "bfloat16"]
@@ -58,6 +60,11 @@ class Forward:
     precision
         ``"bfloat16"`` computes features and sharing in half precision (autocast), heads in float32:
         they are small, and scores that were rounded to 3 digits would tie.
+    parts
+        Names of the features of each part of a batch. What pairs of a user or an item have in common is
+        then computed once where it pays (`Factored`); in half precision it never does.
+    num_pairs
+        Rows of the whole run, where that is known: scores then depend on nothing but their batch.
     num_threads
         By default as many as the process has CPUs; 1 on a GPU.
     """
@@ -67,31 +74,44 @@ class Forward:
         model: MultiTaskModel,
         *,
         precision: Precision = "float32",
+        parts: Sequence[Sequence[str]] = (),
+        num_pairs: int | None = None,
         num_threads: int | None = None,
     ) -> None:
         self.device = next(model.parameters()).device
         self._half = precision == "bfloat16"
         self._model = _half_weights(model) if self._half else model.eval()
+        self._factored: Factored | None = None
+        if parts and not self._half:
+            self._factored = Factored(model, parts, num_pairs=num_pairs)
         self.num_threads = _threads(num_threads) if self.device.type == "cpu" else 1
 
-    def start(self, rows: RowTensors) -> Pending:
-        """Begin to score rows, `SCORE_ROWS` to a block; no rows make one empty block."""
+    def start(self, batch: Batch) -> Pending:
+        """Begin to score rows, `SCORE_ROWS` to a block; no rows make one empty block.
+
+        With `parts`, one thread at a time may call it.
+        """
         pool = _pool(self.num_threads)
-        starts = range(0, max(rows.num_rows, 1), SCORE_ROWS)
-        return Pending([pool.submit(self._block, rows, start) for start in starts])
+        block = None if self._factored is None else self._factored.plan(batch)
+        if block is None:
+            block = partial(self._logits, RowTensors(batch, self.device))
+        starts = range(0, max(batch.num_rows, 1), SCORE_ROWS)
+        return Pending([pool.submit(self._scores, block, start) for start in starts])
 
     @torch.inference_mode()
-    def _block(self, rows: RowTensors, start: int) -> tuple[Tensor, ...]:
+    def _scores(self, block: Callable[[int], Tensor], start: int) -> tuple[Tensor, ...]:
+        return tuple(scores.cpu() for scores in self._model.outputs(block(start)))
+
+    def _logits(self, rows: RowTensors, start: int) -> Tensor:
         stop = min(start + SCORE_ROWS, rows.num_rows)
         inputs = rows.take(torch.arange(start, stop, device=self.device))
         model = self._model
         if not self._half:
-            logits = model(inputs).logits_BZ
-        else:
-            with torch.autocast(self.device.type, dtype=torch.bfloat16):
-                shared = model.sharing(model.features(model.embeddings(inputs), inputs))
-            logits = model.heads(tuple(one.float() for one in shared.tasks)).logits_BZ
-        return tuple(scores.cpu() for scores in model.outputs(logits))
+            return cast("Tensor", model(inputs).logits_BZ)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            shared = model.sharing(model.features(model.embeddings(inputs), inputs))
+        headed = model.heads(tuple(one.float() for one in shared.tasks))
+        return cast("Tensor", headed.logits_BZ)
 
 
 def _half_weights(model: MultiTaskModel) -> MultiTaskModel:

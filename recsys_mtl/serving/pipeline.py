@@ -18,7 +18,6 @@ import polars as pl
 from recsys_mtl.encoding import Encoder
 from recsys_mtl.encoding.profile import Counts, Profile
 from recsys_mtl.errors import EncodingError
-from recsys_mtl.network import RowTensors
 from recsys_mtl.serving.forward import Forward, Pending
 from recsys_mtl.serving.source import Part, Source, Stream
 
@@ -173,7 +172,7 @@ def _encoded(
     try:
         for batch in batches:
             piece = taken.popleft()
-            pending = forward.start(RowTensors(batch, forward.device))
+            pending = forward.start(batch)
             counts = profile.count(encoder.schema, layout, batch)
             yield Scored(piece, pending, counts, batch.absent)
     except EncodingError as error:

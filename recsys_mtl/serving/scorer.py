@@ -12,11 +12,11 @@ import torch
 
 from recsys_mtl.encoding import Batch, Encoder, absent_notes
 from recsys_mtl.errors import EncodingError
-from recsys_mtl.network import Factored, MultiTaskModel, RowTensors
+from recsys_mtl.network import MultiTaskModel, RowTensors
 from recsys_mtl.reading import AsOfState, Rows, scan
 from recsys_mtl.recall import narrowed
 from recsys_mtl.schema import Multiclass, Schema
-from recsys_mtl.serving.forward import Forward
+from recsys_mtl.serving.forward import Forward, Precision
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +51,6 @@ class Scorer:
         self.encoder = encoder
         self.model = model.eval()
         self.device = next(model.parameters()).device
-        self._forward = Forward(self.model)
         self._columns = [(task.name, _dtype(task)) for task in schema.tasks]
         self._columns += [(name, pl.Float32()) for name in model.outputs.joints]
 
@@ -75,10 +74,10 @@ class Scorer:
         in memory whole.
         """
         absent: Counter[str] = Counter()
-        factored = self.factored()
+        forward = self.forward()
         for batch in self.encoder.batches(self.recalled(rows), chunk_rows=chunk_rows):
             absent.update(batch.absent)
-            yield pl.DataFrame([*batch.keys.get_columns(), *self.scores(batch, factored)])
+            yield pl.DataFrame([*batch.keys.get_columns(), *self.scores(batch, forward)])
         for note in absent_notes(absent):
             _log.warning("%s", note)
 
@@ -105,23 +104,37 @@ class Scorer:
         found: Rows = self.as_of.apply(narrowed(opened, self.schema))
         return found
 
-    def factored(self) -> Factored:
-        """Return what scores the batches of one run and keeps what they have in common."""
-        schema = self.schema
-        parts = [side.features for side in (schema.user, schema.item) if side is not None]
-        parts += [schema.context] if schema.context else []
-        return Factored(self.model, [[feature.name for feature in part] for part in parts])
+    def forward(
+        self,
+        *,
+        precision: Precision = "float32",
+        num_pairs: int | None = None,
+        num_threads: int | None = None,
+    ) -> Forward:
+        """Return what scores the batches of one run; the arguments are those of `Forward`."""
+        return Forward(
+            self.model,
+            precision=precision,
+            parts=self.parts,
+            num_pairs=num_pairs,
+            num_threads=num_threads,
+        )
 
-    def scores(self, batch: Batch, factored: Factored) -> list[pl.Series]:
+    def scores(self, batch: Batch, forward: Forward) -> list[pl.Series]:
         """Score encoded rows; return the columns that `score` adds to the ids."""
-        if any(part.rows is not None for part in batch.parts):
-            found = factored.score(batch)
-        else:
-            found = self._forward.start(RowTensors(batch, self.device)).scores()
+        found = forward.start(batch).scores()
         return [
             pl.Series(name, one.to(torch.float32).numpy(), dtype)
             for (name, dtype), one in zip(self._columns, found, strict=True)
         ]
+
+    @property
+    def parts(self) -> list[list[str]]:
+        """Names of the features of each part of a batch."""
+        schema = self.schema
+        parts = [side.features for side in (schema.user, schema.item) if side is not None]
+        parts += [schema.context] if schema.context else []
+        return [[feature.name for feature in part] for part in parts]
 
     @property
     def score_types(self) -> dict[str, pl.DataType]:

@@ -76,7 +76,8 @@ class TrainConfig(Spec):
         None: no bound. Embedding tables are not in it.
     average
         Decay of a running mean of the dense weights, 0 < average < 1: the mean is what is validated and
-        kept (an exponential moving average, EMA). None: the weights themselves.
+        kept (an exponential moving average, EMA). After n steps it is ``(1 + n) / (10 + n)`` where that
+        is less, so that the first weights are soon forgotten. None: the weights themselves.
     precision
         ``"bfloat16"`` computes the layers between embeddings and losses in half precision (autocast);
         gates, losses, tables and all weights stay in float32. It is fast where the CPU has AMX or
@@ -107,7 +108,7 @@ class TrainConfig(Spec):
     patience: Count = 2
     schedule: Schedule = Schedule()
     clip_norm: Annotated[float, Field(gt=0)] | None = None
-    average: Annotated[float, Field(gt=0, lt=1)] | None = None
+    average: Annotated[float, Field(gt=0, lt=1)] | None = 0.98
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     reset_tables: bool = False

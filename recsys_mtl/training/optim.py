@@ -38,7 +38,7 @@ class Adam(Optimizer, kind="adam"):
         L2 penalty, added to the gradient.
     """
 
-    learning_rate: Rate = 1e-3
+    learning_rate: Rate = 2e-3
     _: KW_ONLY
     weight_decay: Penalty = 0.0
 

@@ -101,6 +101,7 @@ class Stepper:
         self.dense = tuple(p for p in model.parameters() if p.requires_grad)
         self._rates = [[group["lr"] for group in one.param_groups] for one in self.optimizers]
         self._average: list[Tensor] = []
+        self._averaged = 0
         if config.average is not None:
             self._average = [parameter.detach().clone() for parameter in self.dense]
         self._first: list[tuple[Tensor, Tensor]] | None = None
@@ -252,9 +253,13 @@ class Stepper:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        decay = self.config.average or 0
-        for parameter, mean in zip(self.dense, self._average, strict=bool(self._average)):
-            mean.lerp_(parameter, 1 - decay)
+        if not self._average:
+            return
+        # the first weights must not weigh as if there had been steps before them
+        share = max(1 - (self.config.average or 0), 9 / (10 + self._averaged))
+        self._averaged += 1
+        for parameter, mean in zip(self.dense, self._average, strict=True):
+            mean.lerp_(parameter, share)
 
     def count_as_trained(self, rows: Sequence[Tensor]) -> None:
         """Take rows for trained whose state is not known.
@@ -296,6 +301,7 @@ class Stepper:
         tensors |= {f"table.{name}": v for name, v in self.table_optimizer.state().items()}
         tensors |= {f"known.{n}": v for n, v in enumerate(self._known)}
         tensors |= {f"average.{n}": v for n, v in enumerate(self._average)}
+        tensors["averaged"] = torch.tensor(self._averaged)
         tensors |= {f"balance.{name}": v for name, v in self.balancer.state_dict().items()}
         tensors["random"] = torch.get_rng_state()
         if self.device.type == "cuda":
@@ -312,6 +318,7 @@ class Stepper:
         self.count_as_trained([known[str(number)] for number in range(len(known))])
         for number, mean in enumerate(self._average):
             mean.copy_(tensors[f"average.{number}"])
+        self._averaged = int(tensors["averaged"])
         self.balancer.load_state_dict(under("balance.", tensors))
         torch.set_rng_state(tensors["random"].cpu())
         if self.device.type == "cuda":

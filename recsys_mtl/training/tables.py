@@ -124,9 +124,9 @@ class RowWiseAdagrad(TableOptimizer, kind="row_wise_adagrad"):
     Recommendation Models", ISCA 2022, section 4.1.4 (row-wise Adagrad).
     """
 
-    learning_rate: Rate = 0.1
+    learning_rate: Rate = 0.03
     _: KW_ONLY
-    l2: Penalty = 0.0
+    l2: Penalty = 1e-4
     eps: Rate = 1e-8
 
     def build(self, tables: Sequence[EmbeddingTable]) -> RowWiseAdagradOptimizer:

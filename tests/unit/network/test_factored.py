@@ -179,19 +179,31 @@ def test_models_whose_first_operation_is_not_linear_take_the_plain_path(tables, 
 def test_a_user_is_computed_once_in_a_run(tables):
     case = _Case(tables, MMoE(2, expert_dims=(8,)))
     read = []
-    inputs = Factored._inputs
+    take = Factored._input
 
-    def counted(self, batch):
-        read.append(batch.num_rows)
-        return inputs(self, batch)
+    def counted(self, rows, start):
+        read.append(rows.num_rows)
+        return take(self, rows, start)
 
     factored = case.factored()
     parts = [case.batch.cut([(0, 2500)]), case.batch.cut([(2500, PAIRS)])]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Factored, "_inputs", counted)
+        patch.setattr(Factored, "_input", counted)
         found = [factored.logits(part) for part in parts]
-    assert read == [USERS, ITEMS, 2500, 2500]
+    assert read == [USERS, ITEMS, *[2500] * 4]  # two blocks of a batch each
     _assert_close(torch.cat(found), case.plain())
+
+
+def test_bits_depend_on_the_batch_alone_in_a_run_of_known_length(tables, monkeypatch):
+    """Whatever came before: a run that goes on after a break writes the same bytes."""
+    monkeypatch.setattr("recsys_mtl.network.factored.FILL_ROWS", 8)
+    case = _Case(tables, MMoE(2, expert_dims=(64, 8)))
+    first, second = case.batch.cut([(0, 300)]), case.batch.cut([(300, 700)])
+    run = Factored(case.model, case.parts, num_pairs=PAIRS)
+    run.logits(first)
+    late = Factored(case.model, case.parts, num_pairs=PAIRS)
+    assert torch.equal(run.logits(second), late.logits(second))
+    assert _uses_tables(late)
 
 
 def test_tables_that_do_not_fit_hold_what_a_batch_refers_to(tables):
