@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -90,9 +91,9 @@ def recall(
     return Recalled(train, scored, state, notes)
 
 
-def narrowed(rows: Rows, schema: Schema) -> Rows:
-    """Keep the columns of the interactions that a schema names."""
-    named = set(schema.columns)
+def narrowed(rows: Rows, schema: Schema, keep: Sequence[str] = ()) -> Rows:
+    """Keep the columns of the interactions that a schema names, and some more."""
+    named = {*schema.columns, *keep}
     kept = [name for name in rows.columns if name in named]
     return replace(rows, interactions=rows.interactions.select(kept))
 

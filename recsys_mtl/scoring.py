@@ -16,6 +16,7 @@ from recsys_mtl.errors import EncodingError
 from recsys_mtl.estimator import MultiTaskRanker
 from recsys_mtl.loading import load
 from recsys_mtl.model_dir import manifest_digest
+from recsys_mtl.reading import scan
 from recsys_mtl.serving.fusion import Fusion
 from recsys_mtl.serving.run import Feed, ScoreOptions, Work, score_parts
 from recsys_mtl.serving.scorer import Scorer
@@ -53,7 +54,8 @@ def score_parquet(
     """Score rows in order into parquet: ids, columns carried along, a named column per score.
 
     Called again with the same arguments after a crash, it goes on behind the parts that are finished.
-    The same input and model give the same bytes on one machine. Beside the output stands its manifest,
+    The same input and model give the same bytes on one machine. With features of earlier rows all rows
+    are read at once, to compute these, and a later call begins afresh: score day by day. Beside the output stands its manifest,
     ``OUTPUT.manifest.json``: what was scored by which model, and rows and hash of every part.
 
     Parameters
@@ -110,11 +112,14 @@ def score_parquet(
         on_error=on_error,
     )
     given = {"users": users, "items": items, "where": where}
-    source = open_source(rows, **given, skip=on_error == "skip-file")
-    if workers > 1 and not (isinstance(model, str | Path) and source.repeatable):
-        raise ValueError("workers above 1 need a model folder and paths: each process opens them.")
-    target = _target(output, source)
     scorer, digest = _scorer(model)
+    source = _source(scorer, rows, given, options)
+    if workers > 1 and not (isinstance(model, str | Path) and source.repeatable):
+        raise ValueError(
+            "workers above 1 need a model folder and paths, and a schema without features of earlier"
+            " rows: each process opens its own parts."
+        )
+    target = _target(output, source)
     identity = {"input": source.identity(), "model": digest, "settings": options.identity()}
     work = Work.prepare(scorer, source, Store(target, identity), options)
     started = time.perf_counter()
@@ -149,6 +154,16 @@ def score_parquet(
         work.store.leave(keep=source.repeatable)
         raise
     return _summary(work, manifest, resumed=len(finished), seconds=time.perf_counter() - started)
+
+
+def _source(scorer: Scorer, rows: Any, given: Mapping[str, Any], options: ScoreOptions) -> Source:
+    """Open the rows, with the features of earlier rows where the schema has any."""
+    if scorer.as_of is None:
+        return open_source(rows, **given, skip=options.on_error == "skip-file")
+    opened = scan(rows, users=given["users"], items=given["items"])
+    if given["where"] is not None:
+        opened = opened.filter(given["where"])
+    return open_source(scorer.recalled(opened, keep=options.keep))
 
 
 def _scorer(model: MultiTaskRanker | Scorer | str | Path) -> tuple[Scorer, str]:

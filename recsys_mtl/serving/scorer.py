@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import polars as pl
@@ -96,12 +96,20 @@ class Scorer:
             )
         return batch, RowTensors(batch, self.device)
 
-    def recalled(self, rows: Any) -> Rows:
-        """Open rows, with the features of earlier rows where the schema has any."""
+    def recalled(self, rows: Any, *, keep: Sequence[str] = ()) -> Rows:
+        """Open rows, with the features of earlier rows where the schema has any.
+
+        Parameters
+        ----------
+        rows
+            As in `score`.
+        keep
+            Columns to keep beside those that the schema names.
+        """
         opened = scan(rows)
         if self.as_of is None:
             return opened
-        found: Rows = self.as_of.apply(narrowed(opened, self.schema))
+        found: Rows = self.as_of.apply(narrowed(opened, self.schema, keep))
         return found
 
     def forward(

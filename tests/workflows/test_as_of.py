@@ -179,3 +179,25 @@ def test_kuairand_items_have_the_clicks_of_the_days_before(real_data) -> None:
     state = AsOfState(known)
     state.update(log.filter(pl.col("split") != "test"))
     assert state.apply(log.filter(pl.col("split") == "test")).height == 30_290
+
+
+def test_parquet_is_scored_with_features_of_earlier_rows(tmp_path) -> None:
+    from recsys_mtl import score_parquet
+
+    fitted = ranker(schema()).fit(table(range(3)))
+    day = table(range(3, 4)).with_columns(page=pl.int_range(pl.len()))
+    day.write_parquet(tmp_path / "day.parquet")
+    fitted.save(tmp_path / "model")
+    out = tmp_path / "out.parquet"
+    for rows in (day, tmp_path / "day.parquet"):
+        score_parquet(tmp_path / "model", rows, out, keep=["page"], overwrite=True, part_rows=30)
+        found = pl.read_parquet(out)
+        assert found["page"].equals(day["page"])
+        expected = fitted.predict(day)
+        assert found.drop("page").columns == expected.columns
+        assert float((found["ctr"] - expected["ctr"]).abs().max()) < 1e-6  # type: ignore[arg-type]
+    later = tmp_path / "later.parquet"
+    score_parquet(fitted, tmp_path / "day.parquet", later, where="page >= 50")
+    assert pl.read_parquet(later).height == 50
+    with pytest.raises(ValueError, match="without features of earlier rows"):
+        score_parquet(tmp_path / "model", tmp_path / "day.parquet", out, workers=2)
