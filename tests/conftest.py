@@ -14,14 +14,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def _digest_of_kernels() -> str:
-    sources = [ROOT / "recsys_mtl/compiled.py", *sorted(ROOT.glob("recsys_mtl/encoding/*.py"))]
+    files = sorted(ROOT.glob("recsys_mtl/**/*.py"))
+    sources = [path for path in files if b"recsys_mtl.compiled" in path.read_bytes()]
+    sources.append(ROOT / "recsys_mtl/compiled.py")
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
 
 # numba looks for changes only in the file of the function called, not in those that this one calls:
 # without a cache per state of the sources, tests would run kernels with the code of helpers long gone.
+# Two processes that compile one kernel for different types at once can leave an index of the one beside
+# the code of the other, so each worker has its own.
 # numba reads the variable when it is imported, so nothing above may import it.
-os.environ["NUMBA_CACHE_DIR"] = str(ROOT / "build" / "numba" / _digest_of_kernels())
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+os.environ["NUMBA_CACHE_DIR"] = str(ROOT / "build" / "numba" / _digest_of_kernels() / _WORKER)
 
 settings.register_profile("recsys_mtl", deadline=None)
 settings.load_profile("recsys_mtl")

@@ -126,7 +126,7 @@ class RowWiseAdagrad(TableOptimizer, kind="row_wise_adagrad"):
 
     learning_rate: Rate = 0.03
     _: KW_ONLY
-    l2: Penalty = 1e-4
+    l2: Penalty = 0.0
     eps: Rate = 1e-8
 
     def build(self, tables: Sequence[EmbeddingTable]) -> RowWiseAdagradOptimizer:

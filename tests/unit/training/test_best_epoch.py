@@ -150,7 +150,7 @@ def test_without_validation_rows_the_last_epochs_weights_stay(
     schema: Schema, make_batch: MakeBatch, make_model: MakeModel
 ) -> None:
     model = make_model()
-    trainer = _trainer(model, schema, max_epochs=4, patience=1)
+    trainer = _trainer(model, schema, max_epochs=4, patience=1, average=None)
     last: list[Weights] = []
     finish = trainer._finish_tables
     trainer._finish_tables = lambda: (finish(), last.append(_weights(model)))[0]  # type: ignore[method-assign]

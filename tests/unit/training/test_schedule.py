@@ -78,7 +78,8 @@ def test_a_run_without_a_schedule_keeps_its_rates_and_one_with_a_decay_ends_at_r
 ) -> None:
     rates = {}
     for decay in ("none", "linear"):
-        trainer = _trainer(make_model(), schema, schedule=Schedule(decay=decay))
+        chosen = {"schedule": Schedule(decay=decay), "optimizer": Adam(1e-3)}
+        trainer = _trainer(make_model(), schema, **chosen)
         trainer.fit(make_batch(100))
         rates[decay] = trainer.stepper.optimizers[0].param_groups[0]["lr"]
     assert rates == {"none": 1e-3, "linear": pytest.approx(1e-3 / 10)}  # the last of ten steps

@@ -91,6 +91,7 @@ def test_one_step_is_that_of_a_dense_twin(
         max_epochs=1,
         optimizer=SGD(0.1),
         table_optimizer=RowWiseAdagrad(0.5, eps=1.0),
+        average=None,
     ).fit(batch)
     for (name, one), other in zip(model.named_parameters(), twin.parameters(), strict=True):
         if one.requires_grad:
