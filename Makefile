@@ -9,7 +9,7 @@ export RECSYS_MTL_DATA ?= $(abspath $(DATA))
 # Idle OpenMP workers must not burn the cores that others need; see the README.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: install check test test-slow bench bench-peers demo kuairand clean
+.PHONY: install check test test-slow bench bench-peers demo kuairand results clean
 
 install: $(VENV)/installed
 
@@ -49,6 +49,10 @@ demo: install
 
 kuairand: install
 	$(BIN)/python data/kuairand.py --out build/kuairand
+
+# Needs the real data and, on two idle cores, about two hours; called again, it goes on.
+results: install
+	$(BIN)/python data/results.py --out build/results --document docs/results.md
 
 clean:
 	rm -rf build .venv

@@ -1,0 +1,185 @@
+"""The data sets of `make results`: rows, schema and settings, the same for every network.
+
+Features of earlier rows are hierarchical: the mean of a label by page and duration, what an item is left
+over from that, what a user is left over from both; counts; and what is known of the impressions before,
+whose labels are not read. All settings were chosen on validation rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recsys_mtl import (
+    AsOf,
+    Bag,
+    Binary,
+    Bins,
+    Categorical,
+    Previous,
+    Recency,
+    Regression,
+    Schema,
+    Side,
+    Time,
+    scan,
+)
+from recsys_mtl.config import read_config
+from recsys_mtl.reading import Rows
+from recsys_mtl.schema import Feature, Task
+
+NUMBERS: dict[str, Any] = {"scaling": "piecewise", "num_quantiles": 32, "embedding_dim": 8}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One data set.
+
+    Parameters
+    ----------
+    name
+        Of its folder.
+    title
+        In prose.
+    rows
+        All interactions, with a column ``split``.
+    schema
+        What the columns mean, features of earlier rows included.
+    columns
+        Per table, the columns that baselines read as they are.
+    """
+
+    name: str
+    title: str
+    rows: Rows
+    schema: Schema
+    columns: dict[str, tuple[str, ...]]
+
+    def split(self, *names: str) -> Rows:
+        """Return the rows of these splits."""
+        listed = ", ".join(f"'{name}'" for name in names)
+        return self.rows.filter(f"split IN ({listed})")
+
+
+def kuairand(folder: Path) -> DataSet:
+    """Return the cut of KuaiRand-Pure: click, long view, share watched, like."""
+    os.environ.setdefault("RECSYS_MTL_DATA", str(folder))
+    schema = read_config(Path(__file__).with_name("kuairand.toml")).schema
+    edges = [1.0, *(round(math.exp(8 + step / 4)) for step in range(20))]
+    duration = Bins("duration_ms", edges=edges)
+    smoothing = {"like": (100.0, 10.0)}
+    context: list[Feature] = list(schema.context)
+    for task in schema.tasks:
+        context += _levels(task, ("tab", duration), *smoothing.get(task.name, (20.0, 5.0)))
+        chosen: dict[str, Any] = {
+            "label": task.label,
+            "prior": f"{task.name}_user",
+            "residual": True,
+        } | NUMBERS
+        of_user = smoothing.get(task.name, (20.0, 5.0))[1]
+        for name, key in (("page", "tab"), ("duration", duration)):
+            context.append(
+                AsOf(f"{task.name}_user_{name}", key=("user_id", key), smoothing=of_user, **chosen)
+            )
+    context += [
+        *_counts(),
+        AsOf(
+            "user_session", key="user_id", statistic="count", period=None, window="20m", **NUMBERS
+        ),
+        Recency("gap", key="user_id", **NUMBERS),
+        Recency("gap_after_end", key="user_id", minus="duration_ms", **NUMBERS),
+        Previous("last_duration", key="user_id", column="duration_ms", **NUMBERS),
+    ]
+    # the split follows the local date, which the time leaves by up to 44 minutes
+    time = Time("timestamp_ms", offset="8h", warm_up="1d", slack="1h")
+    place = folder / "kuairand_pure"
+    rows = scan(
+        str(place / "interactions.parquet"),
+        users=str(place / "users.parquet"),
+        items=str(place / "items.parquet"),
+    )
+    static = {
+        "interactions": ("user_id", "item_id", "tab", "hour", "duration_ms"),
+        "users": _columns(schema.user),
+        "items": tuple(name for name in _columns(schema.item) if name != "tags"),
+    }
+    full = dataclasses.replace(schema, context=context, time=time)
+    return DataSet("kuairand_pure", "KuaiRand-Pure (cut)", rows, full, static)
+
+
+def movietweetings(folder: Path) -> DataSet:
+    """Return MovieTweetings 100k: stars, and whether they are 8 or more."""
+    place = folder / "movietweetings_100k"
+    tasks: list[Task] = [
+        Binary("interest", label="label_interest"),
+        Regression("rating", label="label_rating", bounds=(0.0, 10.0)),
+    ]
+    context: list[Feature] = []
+    for task in tasks:
+        context += _levels(task, None, 5.0, 3.0)
+    schema = Schema(
+        user=Side("user_id", features=[Categorical("user_id", min_count=2)]),
+        item=Side(
+            "item_id",
+            features=[
+                Categorical("item_id", min_count=2),
+                Bag("genres", separator="|"),
+                Categorical("year", min_count=2),
+            ],
+        ),
+        context=[*context, *_counts()],
+        tasks=tasks,
+        time=Time("timestamp", unit="s", warm_up="1d"),
+    )
+    rows = scan(str(place / "ratings.parquet"), items=str(place / "movies.parquet"))
+    static: dict[str, tuple[str, ...]] = {
+        "interactions": ("user_id", "item_id"),
+        "items": ("year", "genres"),
+    }
+    return DataSet("movietweetings_100k", "MovieTweetings 100k", rows, schema, static)
+
+
+def _levels(
+    task: Task, page: Sequence[Any] | None, of_item: float, of_user: float
+) -> list[Feature]:
+    """Return a label's means by page, item and user, each shrunk towards the one before."""
+    name = task.name
+    made: list[Feature] = []
+    prior: dict[str, Any] = {}
+    chosen: dict[str, Any] = {"label": task.label} | NUMBERS
+    if page is not None:
+        made.append(AsOf(f"{name}_page", key=tuple(page), smoothing=50.0, **chosen))
+        prior = {"prior": f"{name}_page"}
+    made.append(AsOf(f"{name}_item", key="item_id", smoothing=of_item, **prior, **chosen))
+    if page is not None:
+        left = prior | {"residual": True} | chosen
+        made.append(AsOf(f"{name}_item_alone", key="item_id", smoothing=of_item, **left))
+    above = {"prior": f"{name}_item"} | chosen
+    made.append(AsOf(f"{name}_user", key="user_id", smoothing=of_user, **above))
+    alone = above | {"residual": True}
+    made.append(AsOf(f"{name}_user_alone", key="user_id", smoothing=of_user, **alone))
+    return made
+
+
+def _counts() -> list[Feature]:
+    """Return how many earlier rows a user and an item have: of days before, in all, of late."""
+    made: list[Feature] = []
+    for side in ("user", "item"):
+        key = f"{side}_id"
+        made += [
+            AsOf(f"{side}_days", key=key, statistic="count", **NUMBERS),
+            AsOf(f"{side}_rows", key=key, statistic="count", period=None, **NUMBERS),
+            AsOf(f"{side}_late", key=key, statistic="count", period=None, window="6h", **NUMBERS),
+        ]
+    return made
+
+
+def _columns(side: Side | None) -> tuple[str, ...]:
+    features = () if side is None else side.features
+    key = "" if side is None else side.key
+    return tuple(dict.fromkeys(name for one in features for name in one.columns if name != key))
