@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from recsys_mtl import (
     AsOf,
     Bag,
@@ -75,6 +77,16 @@ def kuairand(folder: Path) -> DataSet:
     smoothing = {"like": (100.0, 10.0)}
     context: list[Feature] = list(schema.context)
     for task in schema.tasks:
+        context.append(
+            AsOf(
+                f"{task.name}_author_alone",
+                key="author_id",
+                label=task.label,
+                prior=f"{task.name}_page",
+                residual=True,
+                **NUMBERS,
+            )
+        )
         context += _levels(task, ("tab", duration), *smoothing.get(task.name, (20.0, 5.0)))
         chosen: dict[str, Any] = {
             "label": task.label,
@@ -98,8 +110,11 @@ def kuairand(folder: Path) -> DataSet:
     # the split follows the local date, which the time leaves by up to 44 minutes
     time = Time("timestamp_ms", offset="8h", warm_up="1d", slack="1h")
     place = folder / "kuairand_pure"
+    # features of earlier rows read the interactions alone: the author comes along
+    authors = pl.scan_parquet(place / "items.parquet").select("item_id", "author_id")
+    interactions = pl.scan_parquet(place / "interactions.parquet")
     rows = scan(
-        str(place / "interactions.parquet"),
+        interactions.join(authors, on="item_id", how="left", maintain_order="left"),
         users=str(place / "users.parquet"),
         items=str(place / "items.parquet"),
     )
@@ -177,6 +192,49 @@ def _counts() -> list[Feature]:
             AsOf(f"{side}_late", key=key, statistic="count", period=None, window="6h", **NUMBERS),
         ]
     return made
+
+
+def _raw(tasks: Sequence[Task]) -> list[Feature]:
+    """Return a user's and an item's means as they are, whatever was shown."""
+    made: list[Feature] = []
+    for task in tasks:
+        for side, smoothing in (("user", 3.0), ("item", 10.0)):
+            named = f"{task.name}_{side}_raw"
+            made.append(
+                AsOf(named, key=f"{side}_id", label=task.label, smoothing=smoothing, **NUMBERS)
+            )
+    return made
+
+
+def _watched(duration: Bins) -> list[Feature]:
+    """Return how long earlier videos were watched: an outcome, known from the days before."""
+    chosen: dict[str, Any] = {"label": "play_time_ms"} | NUMBERS
+    item: dict[str, Any] = {"key": "item_id", "prior": "watched_page", "smoothing": 20.0} | chosen
+    user: dict[str, Any] = {"key": "user_id", "prior": "watched_item", "smoothing": 5.0} | chosen
+    return [
+        AsOf("watched_page", key=("tab", duration), smoothing=50.0, **chosen),
+        AsOf("watched_item", **item),
+        AsOf("watched_item_alone", residual=True, **item),
+        AsOf("watched_user", **user),
+        AsOf("watched_user_alone", residual=True, **user),
+        AsOf("watched_user_raw", key="user_id", smoothing=3.0, **chosen),
+        AsOf("watched_item_raw", key="item_id", smoothing=10.0, **chosen),
+    ]
+
+
+def _meetings() -> list[Feature]:
+    """Return when and how often the user met the author, the page, and anyone the item."""
+    of_page: dict[str, Any] = {"key": ("user_id", "tab")} | NUMBERS
+    of_author: dict[str, Any] = {"key": ("user_id", "author_id")} | NUMBERS
+    return [
+        Previous("last_page", key="user_id", column="tab", **NUMBERS),
+        Recency("item_gap", key="item_id", **NUMBERS),
+        Recency("author_gap", **of_author),
+        AsOf("author_met", statistic="count", period=None, **of_author),
+        Recency("page_gap", **of_page),
+        AsOf("page_met", statistic="count", period=None, **of_page),
+        AsOf("page_days", statistic="count", **of_page),
+    ]
 
 
 def _columns(side: Side | None) -> tuple[str, ...]:
