@@ -17,6 +17,7 @@ from recsys_mtl.schema import (
     IdFeature,
     ListFeature,
     Numeric,
+    Regression,
     Schema,
     Side,
     Task,
@@ -61,6 +62,7 @@ def check_growth(schema: Schema, known: Schema, learned: Learned) -> None:
     for task in schema.tasks:
         if task.name in tasks:
             _check_column(f"Task {task.name!r}", "label", tasks[task.name].label, task.label)
+            _check_bins(task, tasks[task.name])
 
 
 def _columns(feature: Feature) -> dict[str, str | None]:
@@ -100,6 +102,22 @@ def _check_same(feature: Feature, setting: str, known: Any, found: Any) -> None:
             f"Feature {feature.name!r}: {setting} must stay {known!r}, as it was learned. Found"
             f" {found!r}: keep it, give the feature another name (and table), or train afresh."
         )
+
+
+def _check_bins(task: Task, before: Task) -> None:
+    """Check that logits that stand for bins go on to stand for the same."""
+    if not (isinstance(task, Regression) and isinstance(before, Regression)):
+        return
+    if task.bins == before.bins:
+        return
+    settings = ("loss", "num_bins", "bounds")
+    changed = [one for one in settings if getattr(task, one) != getattr(before, one)]
+    kept = ", ".join(f"{one}={getattr(before, one)!r}" for one in changed)
+    found = ", ".join(f"{one}={getattr(task, one)!r}" for one in changed)
+    raise SchemaError(
+        f"Task {task.name!r} must stay as it was learned: {kept}, which says what its logits stand for."
+        f" Found {found}: keep it, give the task another name, or train afresh."
+    )
 
 
 def _check_column(who: str, setting: str, known: str | None, found: str | None) -> None:

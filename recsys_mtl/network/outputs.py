@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from recsys_mtl.encoding import OBSERVED, Batch
 from recsys_mtl.network.heads import Joint, joints, logit_slices
-from recsys_mtl.schema import Binary, Multiclass, Regression, Task
+from recsys_mtl.network.two_hot import bin_mean, two_hot
+from recsys_mtl.schema import Binary, LabelBins, Multiclass, Regression, Task
 
 _RATE_FLOOR = 1e-6
 _READ_ROWS = 1 << 20
@@ -44,7 +45,8 @@ class Outputs(nn.Module):
     Notes
     -----
     A regression task's logit is its label centred by the training mean and divided by the training
-    deviation: an uncentred squared error would drown the other tasks in the shared layers.
+    deviation: an uncentred squared error would drown the other tasks in the shared layers. With a loss
+    over bins it has a logit per bin, labels keep their scale, and the score is the bins' mean.
     """
 
     mean_T: Tensor
@@ -71,6 +73,9 @@ class Outputs(nn.Module):
             if isinstance(task, Multiclass):
                 bias_Z[part] = torch.tensor(np.log(_rate(known.counts(task.num_classes) / total)))
                 continue
+            if isinstance(task, Regression) and task.bins is not None:
+                bias_Z[part] = torch.tensor(np.log(_rate(known.binned(task.bins) / total)))
+                continue
             mean = sum((labels * weights).sum() for labels, weights in known.pieces()) / total
             if isinstance(task, Regression):
                 squares = sum((w * (labels - mean) ** 2).sum() for labels, w in known.pieces())
@@ -91,6 +96,8 @@ class Outputs(nn.Module):
                 scores.append(torch.sigmoid(logits_BZ[:, part.start]))
             elif isinstance(task, Multiclass):
                 scores.append(torch.softmax(logits_BZ[:, part], dim=1))
+            elif isinstance(task, Regression) and task.bins is not None:
+                scores.append(bin_mean(logits_BZ[:, part], task.bins))
             else:
                 value_B = logits_BZ[:, part.start] * self.std_T[number] + self.mean_T[number]
                 bounds = task.bounds if isinstance(task, Regression) else None
@@ -123,6 +130,15 @@ class _Known:
         counts = np.zeros(num_classes)
         for labels, weights in self.pieces():
             counts += np.bincount(labels.astype(np.int64), weights, num_classes)
+        return counts
+
+    def binned(self, bins: LabelBins) -> _Doubles:
+        """Return the weight of the rows of each bin; rows between two bins are split."""
+        counts = np.zeros(bins.number)
+        for labels, weights in self.pieces():
+            lower, share = (found.numpy() for found in two_hot(torch.from_numpy(labels), bins))
+            counts += np.bincount(lower, weights * (1 - share), bins.number)
+            counts += np.bincount(lower + 1, weights * share, bins.number)
         return counts
 
     def differ(self) -> bool:

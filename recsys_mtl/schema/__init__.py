@@ -23,7 +23,14 @@ from recsys_mtl.schema.features import (
     Vector,
 )
 from recsys_mtl.schema.schema import Schema, Side
-from recsys_mtl.schema.tasks import Binary, Multiclass, Regression, Task, find_circle
+from recsys_mtl.schema.tasks import (
+    Binary,
+    LabelBins,
+    Multiclass,
+    Regression,
+    Task,
+    find_circle,
+)
 
 __all__ = [
     "PIECEWISE_REACH",
@@ -39,6 +46,7 @@ __all__ = [
     "History",
     "IdFeature",
     "KeyPart",
+    "LabelBins",
     "ListFeature",
     "Multiclass",
     "Numeric",

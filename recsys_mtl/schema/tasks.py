@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
 
@@ -117,6 +117,14 @@ class Binary(Task, kind="binary"):
             )
 
 
+class LabelBins(NamedTuple):
+    """Numbers evenly spaced from `low` to `high`, both among them."""
+
+    low: float
+    high: float
+    number: int
+
+
 @spec
 class Regression(Task, kind="regression"):
     """A number such as a rating. Scores are on the label's scale.
@@ -125,24 +133,61 @@ class Regression(Task, kind="regression"):
     ----------
     loss
         ``"mse"``, or ``"huber"`` where few far-off labels must not rule. Both are taken on the label
-        centred by its training mean and divided by its training deviation.
+        centred by its training mean and divided by its training deviation. ``"bins"`` learns the
+        label's distribution over `num_bins` numbers evenly spaced from bound to bound, by
+        cross-entropy; the score is its mean. A label between two of them counts for both, for the
+        nearer one more, so that their mean is the label.
     huber_delta
         Where Huber's loss turns from square to linear, in standard deviations of the label.
+    num_bins
+        Numbers that ``"bins"`` spreads the label over, at least 2; the first and the last are the
+        bounds. Labels on a grid, such as stars, need one for each of its values.
     bounds
         Smallest and largest possible label. Labels outside are an error; scores are clipped to it.
+        ``"bins"`` needs them.
+
+    Notes
+    -----
+    The loss of ``"bins"`` is in nats, and so of another scale than the others': at the base rates it is
+    the entropy of the labels' histogram, at most ``log(num_bins)``, where a squared error is 1. It does
+    not go down to 0 where labels lie between the bins. `weight` sets what it counts.
+
+    References
+    ----------
+    E. Imani and M. White, "Improving Regression Performance with Distributional Losses", ICML 2018.
+    J. Farebrother et al., "Stop Regressing: Training Value Functions via Classification for Scalable
+    Deep RL", ICML 2024, section 3.1: two-hot targets.
     """
 
     _: KW_ONLY
-    loss: Literal["mse", "huber"] = "mse"
+    loss: Literal["mse", "huber", "bins"] = "mse"
     huber_delta: Factor = 1.0
+    num_bins: Annotated[int, Field(ge=2)] = 51
     bounds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.bounds is None:
+            if self.loss == "bins":
+                raise ValueError(
+                    "bounds are needed by loss='bins', which spreads bins between them. Found None:"
+                    " give the smallest and the largest possible label, as in bounds=(1, 5)"
+                )
             return
         low, high = self.bounds
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"bounds must be two finite numbers, low < high. Found {self.bounds}")
+
+    @property
+    def bins(self) -> LabelBins | None:
+        """The numbers that the label is spread over; None unless the loss is ``"bins"``."""
+        if self.loss != "bins" or self.bounds is None:
+            return None
+        return LabelBins(*self.bounds, self.num_bins)
+
+    @property
+    def num_logits(self) -> int:
+        """Outputs the network has for this task: one, or one per bin."""
+        return self.num_bins if self.loss == "bins" else 1
 
 
 @spec

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from recsys_mtl.errors import SchemaError
 from recsys_mtl.network import Headed, HeadsModule, RowLosses, Targets, joints, logit_slices
+from recsys_mtl.network.two_hot import two_hot_loss
 from recsys_mtl.schema import Binary, Multiclass, Regression, Task
 from recsys_mtl.training.ranking import listwise_loss, pairwise_loss
 
@@ -96,7 +97,7 @@ def task_losses(
     tasks
         T tasks.
     mean_T, std_T
-        Label scale of regression tasks; 0 and 1 for others.
+        Label scale of regression tasks; 0 and 1 for others, and where the loss is over bins.
     heads
         Where they define a task's loss, theirs counts and not the task's own.
 
@@ -145,6 +146,8 @@ def _row_losses(logits: Tensor, labels_B: Tensor, weights_B: Tensor, task: Task)
         if task.class_weights is not None:
             weights_B = weights_B * logits.new_tensor(task.class_weights)[classes_B]
         return RowLosses(losses_B, weights_B)
+    if isinstance(task, Regression) and task.bins is not None:
+        return RowLosses(two_hot_loss(logits, labels_B, task.bins), weights_B)
     if isinstance(task, Regression) and task.loss == "huber":
         losses_B = F.huber_loss(logits[:, 0], labels_B, reduction="none", delta=task.huber_delta)
         return RowLosses(losses_B, weights_B)

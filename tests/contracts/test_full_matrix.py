@@ -49,8 +49,9 @@ MIXES: dict[str, tuple[Task, ...]] = {
     "all kinds": (
         Multiclass("genre", label="genre", num_classes=3),
         BUY,
-        Binary("like", label="like", loss="focal", parents=("ctr",)),
+        Binary("like", label="like", loss="focal", parents=("rating",)),
         CLICK,
+        Regression("rating", label="stars", loss="bins", num_bins=4, bounds=(-9, 9)),
     ),
 }
 

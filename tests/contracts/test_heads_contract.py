@@ -32,7 +32,13 @@ CHAIN = (
     Binary("cvr", label="buy", within="cart", joint="ctcvr"),
     Binary("buys", label="buy", parents=("ctr",)),
 )
-MIXES = {"mixed": MIXED, "chain": CHAIN}
+BINNED = (
+    Binary("ctr", label="click"),
+    Regression("rating", label="rating", loss="bins", num_bins=5, bounds=(0, 2), parents=("ctr",)),
+    Binary("cvr", label="buy", within="ctr"),
+    Binary("like", label="like", parents=("rating",)),
+)
+MIXES = {"mixed": MIXED, "chain": CHAIN, "bins": BINNED}
 
 heads = pytest.mark.parametrize("spec", SPECS, ids=NAMES)
 mixes = pytest.mark.parametrize("tasks", MIXES.values(), ids=MIXES)

@@ -57,7 +57,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "as_of_history": HISTORY | {"column": "d", "key": "u", "where_label": "w", "period": "1d"},
     "vector": {"column": "c", "dim": 5},
     "binary": TASK | BINARY | RANKING,
-    "regression": TASK | {"loss": "huber", "huber_delta": 0.5, "bounds": (1.0, 5.0)},
+    "regression": TASK | {"loss": "bins", "huber_delta": 0.5, "num_bins": 9, "bounds": (1.0, 5.0)},
     "multiclass": TASK | {"num_classes": 4, "class_weights": (1.0, 2.0, 1.0, 1.0)},
 }
 TOGETHER = {"as_of": {"statistic": "mean", "column": None}}  # where two values exclude each other
@@ -67,6 +67,7 @@ COMPANIONS: dict[str, dict[str, Any]] = {  # values that have no meaning alone
     "joint": {"within": "p"},
     "group": {"ranking": "pairwise"},
     "class_weights": {"num_classes": 4},
+    "regression.loss": {"bounds": (2.0, 5.0)},
 }
 
 SCHEMA = Schema(

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from recsys_mtl.schema import Task
+from recsys_mtl.schema import Regression, Task
 from recsys_mtl.spec import spec
 from recsys_mtl.training.balancing.base import (
     Balance,
@@ -28,7 +28,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 @spec
 class Uncertainty(Balance, kind="uncertainty"):
-    """Learn a log variance s per task: ``exp(-s) * loss + s / 2``, half the loss for regression.
+    """Learn a log variance s per task: ``exp(-s) * loss + s / 2``, half the loss for squared errors.
 
     At rest a task weighs ``1 / (2 * loss)``: tasks with small losses weigh most, up to
     ``exp(max_log)``. A task's fixed weight multiplies its whole term, so that it keeps its meaning.
@@ -64,7 +64,8 @@ class _Uncertainty(Balancer):
 
     def __init__(self, spec: Uncertainty, tasks: Sequence[Task], *, device: str) -> None:
         self.spec = spec
-        shares = [0.5 if task.kind == "regression" else 1.0 for task in tasks]
+        squared = [isinstance(task, Regression) and task.bins is None for task in tasks]
+        shares = [0.5 if found else 1.0 for found in squared]
         # a task of fixed weight 0 has losses of 0, and any divisor will do
         fixed = [task.weight or 1.0 for task in tasks]
         self.shares_T = torch.tensor(shares, device=device)

@@ -13,7 +13,17 @@ from recsys_mtl.encoding import NUM_RESERVED, Encoder, row_origins, with_columns
 from recsys_mtl.encoding.maps import BucketMap, RowMap, VocabularyMap
 from recsys_mtl.encoding.sources import place_tokens
 from recsys_mtl.errors import EncodingError, SchemaError
-from recsys_mtl.schema import Bag, Binary, Categorical, Feature, Numeric, Schema, Side, Vector
+from recsys_mtl.schema import (
+    Bag,
+    Binary,
+    Categorical,
+    Feature,
+    Numeric,
+    Regression,
+    Schema,
+    Side,
+    Vector,
+)
 
 words = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=30)
 
@@ -152,6 +162,27 @@ def test_a_task_that_reads_another_label_is_refused():
     other = replace(known.schema, tasks=[Binary("ctr", label="like")])
     with pytest.raises(SchemaError, match=r"Task 'ctr': label must stay 'click'.* Found 'like'"):
         Encoder(other).fit(table(x=["a"]).rename({"click": "like"}), known=known)
+
+
+BINNED = Regression("r", label="click", loss="bins", num_bins=3, bounds=(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"loss": "mse"}, "loss='bins'.* Found loss='mse': keep it"),
+        ({"num_bins": 4}, "num_bins=3, .* Found num_bins=4: keep it"),
+        ({"bounds": (0, 2)}, r"bounds=\(0.0, 1.0\), .* Found bounds=\(0.0, 2.0\): keep it"),
+    ],
+)
+def test_bins_that_would_mean_something_else_are_refused(changes: dict, text: str):
+    rows = table(x=["a", "b"])
+    known = Encoder(Schema(context=[Categorical("x")], tasks=[BINNED])).fit(rows)
+    other = Encoder(replace(known.schema, tasks=[replace(BINNED, **changes)]))
+    with pytest.raises(SchemaError, match=f"Task 'r' must stay as it was learned: {text}"):
+        other.fit(rows, known=known)
+    same = replace(known.schema, tasks=[replace(BINNED, weight=2.0)])
+    assert Encoder(same).fit(rows, known=known).layout == known.layout
 
 
 def test_a_schema_reads_its_columns_by_new_names():

@@ -10,6 +10,7 @@ from recsys_mtl.schema import Binary, Multiclass, Regression
 CTR = Binary("ctr", label="click")
 RATING = Regression("rating", label="rating", bounds=(1, 5))
 GENRE = Multiclass("genre", label="genre", num_classes=3)
+BINNED = Regression("rating", label="rating", loss="bins", num_bins=3, bounds=(1, 5))
 
 
 def _batch(labels: list[list[float]], states: object = None, weights: object = None) -> Batch:
@@ -73,7 +74,30 @@ def test_rows_of_weight_zero_do_not_set_the_scale() -> None:
     assert (outputs.mean_T.item(), outputs.std_T.item()) == (2, 1)
 
 
-@pytest.mark.parametrize("task", [CTR, RATING, GENRE])
+def test_bins_start_at_the_labels_histogram_and_score_their_mean() -> None:
+    outputs = Outputs([CTR, BINNED])
+    labels, weights = np.array([1, 1, 2, 3.5, 5.0]), np.array([1, 2, 1, 2, 4.0])
+    found = np.stack([np.ones(5), labels], axis=1)
+    bias_Z = outputs.learn(_batch(found.tolist(), weights=np.stack([weights] * 2, axis=1)))
+    # 2 lies half way between bins 1 and 3, 3.5 a quarter of the way from 3 to 5
+    histogram = np.array([3 + 0.5, 0.5 + 1.5, 0.5 + 4]) / 10
+    assert bias_Z[1:].softmax(0).tolist() == pytest.approx(histogram.tolist(), abs=1e-6)
+    _, score = outputs(bias_Z[None])
+    assert score.item() == pytest.approx(np.average(labels, weights=weights), abs=1e-5)
+    assert (outputs.mean_T[1].item(), outputs.std_T[1].item()) == (0, 1)
+
+
+def test_scores_of_bins_stay_within_bounds_whatever_the_logits() -> None:
+    logits = torch.tensor([[90.0, -90, -90], [-90, -90, 90], [0, 0, 0], [1e30, 1e30, 0]])
+    (scores,) = Outputs([BINNED])(logits)
+    assert scores.tolist() == pytest.approx([1, 5, 3, 2])
+    many = Regression("r", label="r", loss="bins", num_bins=777, bounds=(-0.1, 0.3))
+    (scores,) = Outputs([many])(torch.randn(200, 777) * 100)
+    assert scores.min() >= np.float32(-0.1)
+    assert scores.max() <= np.float32(0.3)
+
+
+@pytest.mark.parametrize("task", [CTR, RATING, GENRE, BINNED])
 def test_a_task_without_observed_rows_starts_at_zero(
     task: Binary | Regression | Multiclass,
 ) -> None:

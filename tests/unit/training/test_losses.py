@@ -287,6 +287,33 @@ def test_gradients_are_finite_differences(changed: dict[str, Any]) -> None:
     )
 
 
+@pytest.mark.parametrize("num_bins", [2, 3, 9])
+def test_the_loss_over_bins_is_cross_entropy_against_targets_whose_mean_is_the_label(
+    num_bins: int,
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    task = Regression("r", label="r", loss="bins", num_bins=num_bins, bounds=(-1, 3))
+    centres = torch.linspace(-1, 3, num_bins, dtype=torch.float64)
+    labels = torch.cat((torch.rand(20, generator=draw, dtype=torch.float64) * 4 - 1, centres))
+    # the one distribution over neighbours with the label as its mean: a hat around each bin
+    targets = (1 - (labels[:, None] - centres).abs() * (num_bins - 1) / 4).clamp(min=0)
+    torch.testing.assert_close(targets @ centres, labels)
+    logits = torch.randn(len(labels), num_bins, generator=draw, dtype=torch.float64)
+    found = _loss(task, logits, labels)
+    torch.testing.assert_close(found, F.cross_entropy(logits, targets), rtol=1e-12, atol=0)
+    assert torch.autograd.gradcheck(
+        lambda logits: _loss(task, logits, labels), logits.requires_grad_()
+    )
+
+
+def test_labels_a_rounding_beside_their_bounds_count_for_the_outer_bins() -> None:
+    task = Regression("r", label="r", loss="bins", num_bins=4, bounds=(0.1, 0.7))
+    logits = torch.tensor([[1.0, 2, 3, 4]])
+    for label, number in ((np.nextafter(0.1, 0), 0), (np.nextafter(0.7, 1), 3)):
+        expected = F.cross_entropy(logits, torch.tensor([number]))
+        torch.testing.assert_close(_loss(task, logits, torch.tensor([label])), expected)
+
+
 class _OwnLoss(HeadsModule):
     """Heads that define the loss of task 1."""
 

@@ -33,6 +33,12 @@ def test_classifications_come_to_rest_at_the_log_of_twice_their_losses(feed):
     assert balancer.log_variance_T.tolist() == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_regression_over_bins_counts_as_a_classification(feed):
+    binned = Regression("b", label="b", loss="bins", bounds=(1, 5))
+    balancer, _ = _after(feed, [Binary("a", label="a"), binned], LOSSES)
+    assert balancer.log_variance_T[1].item() == pytest.approx(math.log(2 * LOSSES[1]), abs=1e-4)
+
+
 def test_at_rest_every_task_weighs_one_over_twice_its_loss(feed):
     tasks = [Binary("a", label="a"), Regression("b", label="b")]
     _, balanced = _after(feed, tasks, LOSSES)
