@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         PEPNet,
         Serial,
         SharedBottom,
+        TowerDims,
         Towers,
     )
     from recsys_mtl.reading import AsOfState, Rows, scan
@@ -126,6 +127,7 @@ _ROOMS = {
         "PEPNet",
         "Serial",
         "SharedBottom",
+        "TowerDims",
         "Towers",
     ),
     "reading": ("AsOfState", "Rows", "scan"),
@@ -245,6 +247,7 @@ __all__ = [  # the names are strings
     "SharedBottom",
     "Side",
     "Time",
+    "TowerDims",
     "TowerOptimizer",
     "Towers",
     "UPGrad",

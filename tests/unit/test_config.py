@@ -3,7 +3,7 @@ import os
 import polars as pl
 import pytest
 
-from recsys_mtl import PLE, Adam, MMoE, SharedBottom, Towers
+from recsys_mtl import PLE, Adam, MMoE, SharedBottom, TowerDims, Towers
 from recsys_mtl.config import Config, check_labels, read_config, where
 from recsys_mtl.errors import EncodingError, SchemaError
 from recsys_mtl.reading import scan
@@ -66,6 +66,17 @@ def problem(file):
     with pytest.raises(SchemaError) as caught:
         read_config(file)
     return str(caught.value)
+
+
+def test_a_config_gives_single_tasks_towers_of_other_widths(write):
+    heads = "heads = { kind = 'towers', by_task = [{ task = 'ctr', dims = [8, 4] }] }"
+    ranker = read_config(write(("[model]", f"[model]\n{heads}"))).ranker(progress=False)
+    assert ranker.heads == Towers(by_task=[TowerDims("ctr", (8, 4))])
+    wrong = heads.replace("'ctr'", "'ctrr'")
+    assert (
+        "model.heads: Towers.by_task must name tasks, each once: ['ctr']. Found 'ctrr'"
+        in problem(write(("[model]", f"[model]\n{wrong}")))
+    )
 
 
 def test_a_config_becomes_the_ranker_it_describes(write):

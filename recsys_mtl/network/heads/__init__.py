@@ -17,7 +17,7 @@ from recsys_mtl.network.heads.escm2 import ESCM2
 from recsys_mtl.network.heads.esmm import ESMM
 from recsys_mtl.network.heads.joint import Joint, joints
 from recsys_mtl.network.heads.serial import Serial
-from recsys_mtl.network.heads.towers import Towers
+from recsys_mtl.network.heads.towers import TowerDims, Towers
 
 for _found in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_found.name}")
@@ -33,6 +33,7 @@ __all__ = [
     "Joint",
     "RowLosses",
     "Serial",
+    "TowerDims",
     "Towers",
     "idle_links",
     "joints",

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY
-from typing import cast
+from typing import Annotated, cast
 
 import torch
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
+from recsys_mtl.errors import SchemaError
 from recsys_mtl.network.heads.base import Headed, Heads, HeadsModule
 from recsys_mtl.network.layers import MLP, linear
 from recsys_mtl.network.sharing.base import Dims, Dropout
 from recsys_mtl.schema import Task
-from recsys_mtl.spec import spec
+from recsys_mtl.spec import Spec, spec
 
 
 class Tower(nn.Module):
@@ -52,6 +54,22 @@ class Tower(nn.Module):
 
 
 @spec
+class TowerDims(Spec):
+    """Widths of the tower of one task, such as a rating that needs more layers than a click.
+
+    Parameters
+    ----------
+    task
+        Name of the task.
+    dims
+        Widths of its tower's hidden layers; none leaves the linear layer alone.
+    """
+
+    task: str
+    dims: Dims
+
+
+@spec
 class Towers(Heads, kind="towers"):
     """One MLP and one linear layer per task.
 
@@ -61,6 +79,8 @@ class Towers(Heads, kind="towers"):
         Widths of each tower's hidden layers; none leaves the linear layer alone.
     dropout
         Share of activations dropped after each hidden layer in training.
+    by_task
+        Widths of the towers of single tasks, in the place of `dims`.
     """
 
     links = "none"
@@ -68,11 +88,27 @@ class Towers(Heads, kind="towers"):
     dims: Dims = (64,)
     _: KW_ONLY
     dropout: Dropout = 0.0
+    by_task: Annotated[Sequence[TowerDims], AfterValidator(tuple)] = ()
 
     def build(self, input_dim: int, tasks: Sequence[Task]) -> HeadsModule:
-        """Make the module."""
+        """Make the module.
+
+        Raises
+        ------
+        SchemaError
+            If `by_task` names no task, or a task twice.
+        """
+        known = [task.name for task in tasks]
+        own = {one.task: one.dims for one in self.by_task}
+        given = [one.task for one in self.by_task]
+        wrong = [name for name in given if name not in known or given.count(name) > 1]
+        if wrong:
+            raise SchemaError(
+                f"Towers.by_task must name tasks, each once: {known}. Found {wrong[0]!r} in {given}."
+            )
         return TowersModule(
-            Tower(input_dim, self.dims, task.num_logits, dropout=self.dropout) for task in tasks
+            Tower(input_dim, own.get(task.name, self.dims), task.num_logits, dropout=self.dropout)
+            for task in tasks
         )
 
 

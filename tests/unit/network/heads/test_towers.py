@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from recsys_mtl.network.heads import Heads, Towers, logit_slices
+from recsys_mtl.errors import SchemaError
+from recsys_mtl.network.heads import Heads, TowerDims, Towers, logit_slices
 from recsys_mtl.schema import Binary, Multiclass, Regression
 
 TASKS = (
@@ -51,3 +52,24 @@ def test_towers_start_at_the_given_logits() -> None:
 def test_json_gives_the_same_towers_back() -> None:
     towers = Towers((32, 16), dropout=0.25)
     assert Heads.from_json(towers.to_json()) == towers
+
+
+def test_a_task_may_have_a_tower_of_its_own_widths() -> None:
+    spec = Towers((6,), by_task=[TowerDims("rating", (8, 3)), TowerDims("ctr", ())])
+    towers = spec.build(4, TASKS).towers
+    found = [[tuple(p.shape) for p in tower.parameters() if p.dim() == 2] for tower in towers]
+    assert found == [[(1, 4)], [(6, 4), (3, 6)], [(8, 4), (3, 8), (1, 3)]]
+    assert Heads.from_json(spec.to_json()) == spec
+    assert hash(Heads.from_json(spec.to_json())) == hash(spec)
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (["ratings"], r"\['ctr', 'genre', 'rating'\]\. Found 'ratings'"),
+        (["ctr", "ctr"], r".* Found 'ctr' in \['ctr', 'ctr'\]"),
+    ],
+)
+def test_widths_of_no_task_and_of_one_twice_are_refused(names: list[str], text: str) -> None:
+    with pytest.raises(SchemaError, match=rf"^Towers\.by_task must name tasks, each once: {text}"):
+        Towers(by_task=[TowerDims(name, (4,)) for name in names]).build(4, TASKS)
