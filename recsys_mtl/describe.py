@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import polars as pl
 
 from recsys_mtl.estimator import MultiTaskRanker
+from recsys_mtl.network.ensemble import members_of
 from recsys_mtl.schema import Binary, Feature, IdFeature, Task
 from recsys_mtl.training import sizes_of
 
@@ -17,7 +18,8 @@ def describe_model(ranker: MultiTaskRanker) -> str:
     scorer, settings = ranker.scorer, ranker.settings_
     schema = scorer.schema
     layout = scorer.encoder.layout
-    tables = sum(table.weight_RD.numel() for table in scorer.model.embeddings.each())
+    members = members_of(scorer.model)
+    tables = sum(t.weight_RD.numel() for one in members for t in one.embeddings.each())
     dense = sum(p.numel() for p in scorer.model.parameters() if p.requires_grad)
     num_views = settings.sharing.num_views(len(schema.tasks))
     lines = ["reads"]
@@ -44,6 +46,7 @@ def describe_model(ranker: MultiTaskRanker) -> str:
         f"  tables: {settings.table_optimizer}",
         f"  batches of {sizes}, random state {settings.random_state}",
         "parameters",
+        *([f"  members: {len(members)}, whose scores are averaged"] if len(members) > 1 else []),
         f"  parameters: {dense:,} dense, {tables:,} in {len(layout.tables)} embedding tables",
         "embedding tables",
         *(

@@ -38,6 +38,7 @@ from recsys_mtl.schema import Schema
 from recsys_mtl.serving import Scorer
 from recsys_mtl.settings import (
     Settings,
+    check_alone,
     check_settings,
     check_without_valid,
     find_device,
@@ -81,6 +82,10 @@ class MultiTaskRanker(BaseEstimator):  # type: ignore[misc] # scikit-learn is un
         How features meet before sharing: `NoInteraction`, `CrossNetwork`, `FM`.
     extractors
         Networks that replace `Vector` features: `ImageCNN`, `MLPExtractor`, or a subclass of `Extractor`.
+    num_members
+        Networks trained one after another from seeds of their own; scores are the mean of theirs, and a
+        joint score is the product of mean probabilities. The history's `member` tells whose epoch it is;
+        `best_epoch_` is the first's. Not with `warm_start`, `checkpoints`, `partial_fit` or torchrun.
     batch_size, accumulate, max_epochs, optimizer, tower_optimizers, table_optimizer, balance, schedule, \
 clip_norm, average, precision, compile, monitor, patience, reset_tables, observe_every
         As in `recsys_mtl.training.TrainConfig`.
@@ -130,6 +135,7 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         sequences: Sequence[SequenceEncoder] = (),
         interaction: Interaction = _PLAIN,
         extractors: Sequence[Extractor] = (),
+        num_members: int = 1,
         batch_size: int | Sequence[int] = 2048,
         accumulate: int = 1,
         max_epochs: int = 10,
@@ -158,6 +164,7 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         self.sequences = sequences
         self.interaction = interaction
         self.extractors = extractors
+        self.num_members = num_members
         self.batch_size = batch_size
         self.accumulate = accumulate
         self.max_epochs = max_epochs
@@ -233,7 +240,8 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         trained = fitted.trained
         if both is not None:
             again = replace(settings, max_epochs=trained.best_epoch)
-            fitted = replace(chosen, settings=again, name="refit").run(self.schema, both, None)
+            again_chosen = replace(chosen, settings=again, name="refit", epochs=fitted.epochs)
+            fitted = again_chosen.run(self.schema, both, None)
         return self._take(settings, fitted, trained)
 
     def partial_fit(self, rows: Any, y: None = None, *, cache: CachePlace | None = None) -> Self:
@@ -256,6 +264,7 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         """
         refuse_labels(y)
         settings = self._settings()
+        check_alone(settings, "partial_fit")
         start = _start(self, resume=True) if hasattr(self, "settings_") else None
         schedule = replace(settings.schedule, decay="none") if start is None else _STEADY
         once = replace(settings, max_epochs=1, monitor="loss", schedule=schedule)

@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Annotated, TypeVar
 
+import numpy as np
 import polars as pl
 import torch
 from pydantic import Field
@@ -15,11 +16,12 @@ from pydantic import Field
 from recsys_mtl.encoding import Batch, EncodedCache, Encoder, absent_notes
 from recsys_mtl.errors import SchemaError
 from recsys_mtl.model_dir import Training, TrainingTensors
-from recsys_mtl.network import MultiTaskModel
+from recsys_mtl.network import MultiTaskModel, RowTensors
+from recsys_mtl.network.ensemble import EnsembleModel
 from recsys_mtl.reading import AsOfState, Rows
 from recsys_mtl.recall import recall
 from recsys_mtl.schema import Schema
-from recsys_mtl.settings import Settings, build_network, check_rows
+from recsys_mtl.settings import Settings, build_network, check_alone, check_rows
 from recsys_mtl.spec import Spec, spec
 from recsys_mtl.together import Together
 from recsys_mtl.training import (
@@ -28,6 +30,7 @@ from recsys_mtl.training import (
     Processes,
     Trained,
     Trainer,
+    evaluate_rows,
     rows_identity,
     seeded,
     sizes_of,
@@ -83,6 +86,8 @@ class Fitted:
         What a warm start found changed, in words.
     as_of
         What is known of earlier rows, if the schema has features of them.
+    epochs
+        The best epoch of each member.
     """
 
     encoder: Encoder
@@ -91,6 +96,7 @@ class Fitted:
     training: Training | None
     notes: list[str]
     as_of: AsOfState | None = None
+    epochs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,8 @@ class Fit:
         Whether to show progress bars; None: only on a terminal.
     start
         The model that the run goes on from, if any.
+    epochs
+        How many epochs each member is trained; empty: as the settings say.
     """
 
     settings: Settings
@@ -125,6 +133,7 @@ class Fit:
     cache: DiskCache | None = None
     progress: bool | None = None
     start: WarmStart | None = None
+    epochs: tuple[int, ...] = ()
 
     def keeping(self, checkpoints: StatePlace | None, cache: CachePlace | None) -> Fit:
         """Return the run with places for its state and its encoded rows.
@@ -162,6 +171,7 @@ class Fit:
         """
         processes = start_processes(self.device)
         self._check_computed(schema, processes)
+        self._check_members(processes)
         if processes is not None:
             return self._run_together(processes, schema, rows, valid)
         started = time.perf_counter()
@@ -176,6 +186,10 @@ class Fit:
         for note in absent_notes(batch.absent):
             _log.warning("%s", note)
         encode_seconds = time.perf_counter() - started
+        if self.settings.num_members > 1:
+            found = self._train_members(encoder, batch, valid_batch, memory_bytes)
+            trained = _with_encoding(found.trained, encode_seconds)
+            return replace(found, trained=trained, notes=recalled.notes, as_of=recalled.state)
         with seeded(self.seed, self.device):
             model = build_network(encoder, self.settings)
             model.learn_outputs(batch)
@@ -195,6 +209,47 @@ class Fit:
         trained = _with_encoding(trained, encode_seconds)
         notes = recalled.notes + ([] if warm is None else warm.notes)
         return Fitted(encoder, model, trained, training, notes, recalled.state)
+
+    def _train_members(
+        self, encoder: Encoder, batch: Batch, valid: Batch | None, memory_bytes: int | None
+    ) -> Fitted:
+        """Train networks of other seeds on the same rows, one after another; the first is `seed`'s."""
+        members, histories, epochs = [], [], []
+        for number in range(self.settings.num_members):
+            seed, settings = _member_seed(self.seed, number), self.settings
+            if self.epochs:
+                settings = replace(settings, max_epochs=self.epochs[number])
+            with seeded(seed, self.device):
+                model = build_network(encoder, settings)
+                model.learn_outputs(batch)
+                batch.release()
+                model.to(self.device)
+                trainer = Trainer(
+                    model, encoder.schema, settings, seed=seed, progress=self.progress
+                )
+                trained = trainer.fit(batch, valid, memory_bytes=memory_bytes)
+            members.append(model)
+            histories.append(trained.history.with_columns(pl.lit(number).alias("member")))
+            epochs.append(trained.best_epoch)
+        whole = EnsembleModel(members).eval()
+        report = None
+        if valid is not None:
+            report = evaluate_rows(whole, encoder.schema, valid, RowTensors(valid, self.device))
+        history = pl.concat(histories, how="diagonal_relaxed")
+        trained = Trained(history, epochs[0], report)
+        return Fitted(encoder, whole, trained, None, [], epochs=tuple(epochs))
+
+    def _check_members(self, processes: Processes | None) -> None:
+        """Refuse what several members do not go with."""
+        for what, given in (
+            ("A checkpoint", self.checkpoints),
+            ("A warm start", self.start),
+            ("Training by several processes", processes),
+        ):
+            if given is not None:
+                check_alone(self.settings, what)
+        if self.start is not None:
+            check_alone(self.start.settings, "The model of a warm start")
 
     def _check_computed(self, schema: Schema, processes: Processes | None) -> None:
         """Refuse what features of earlier rows do not go with."""
@@ -293,6 +348,11 @@ def _placed(what: str, kind: type[Place], found: Place | str | Path | None) -> P
     if found is not None and not isinstance(found, kind):
         raise SchemaError(f"{what} must be {kind.__name__}(folder), or a folder. Found {found!r}.")
     return found
+
+
+def _member_seed(seed: int, number: int) -> int:
+    """Return the seed of a member; the first has that of the run."""
+    return seed if number == 0 else int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
 
 
 def _with_encoding(trained: Trained, seconds: float) -> Trained:

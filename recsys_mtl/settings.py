@@ -28,6 +28,7 @@ from recsys_mtl.network import (
     check_features,
     idle_links,
 )
+from recsys_mtl.network.ensemble import EnsembleModel
 from recsys_mtl.schema import History, Numeric, Schema, Vector
 from recsys_mtl.spec import Spec, spec
 from recsys_mtl.training import (
@@ -44,7 +45,7 @@ _WHOLE = Shard()
 
 @spec
 class ModelConfig(Spec):
-    """The network: the arguments of `MultiTaskRanker` of the same names."""
+    """The network, or how many of it: the arguments of `MultiTaskRanker` of the same names."""
 
     _: KW_ONLY
     sharing: Sharing = MMoE()
@@ -54,6 +55,7 @@ class ModelConfig(Spec):
     sequences: Annotated[Sequence[SequenceEncoder], AfterValidator(tuple)] = ()
     interaction: Interaction = NoInteraction()
     extractors: Annotated[Sequence[Extractor], AfterValidator(tuple)] = ()
+    num_members: Annotated[int, Field(ge=1)] = 1
 
 
 @spec
@@ -164,7 +166,8 @@ def rebuild(found: ModelDir, path: object) -> tuple[Encoder, Settings, MultiTask
         settings = Settings.from_dict(found.model, path="model")
         encoder = Encoder.from_state(schema, found.encoder, found.encoder_arrays)
         with seeded(0, torch.device("cpu")):  # what is drawn here is overwritten
-            model = build_network(encoder, settings)
+            members = [build_network(encoder, settings) for _ in range(settings.num_members)]
+        model = members[0] if len(members) == 1 else EnsembleModel(members)
         model.load_state_dict(dict(found.weights))
     except (SchemaError, KeyError, RuntimeError) as error:
         raise ModelDirError(
@@ -206,6 +209,21 @@ def check_without_valid(settings: Settings, *, refit: bool) -> None:
         raise ValueError(f"monitor={settings.monitor!r} needs valid rows. Found none.")
     if refit:
         raise ValueError("refit=True needs valid rows: they choose the number of epochs.")
+
+
+def check_alone(settings: Settings, what: str) -> None:
+    """Refuse what goes with a single network only.
+
+    Raises
+    ------
+    SchemaError
+        If the settings ask for several members.
+    """
+    if settings.num_members > 1:
+        raise SchemaError(
+            f"{what} needs num_members=1: several networks have no one state to go on from. Found"
+            f" num_members={settings.num_members}: leave it out, or train one network."
+        )
 
 
 def refuse_labels(y: object) -> None:

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from recsys_mtl.encoding import Batch
 from recsys_mtl.network import Factored, MultiTaskModel, RowTensors
+from recsys_mtl.network.ensemble import mean_logits, members_of
+from recsys_mtl.network.factored import TABLE_BYTES
 from recsys_mtl.network.model import SCORE_ROWS
 
 Precision = Literal["float32", "bfloat16"]
@@ -80,10 +82,15 @@ class Forward:
     ) -> None:
         self.device = next(model.parameters()).device
         self._half = precision == "bfloat16"
-        self._model = _half_weights(model) if self._half else model.eval()
-        self._factored: Factored | None = None
+        self._outputs = model.eval().outputs
+        members = members_of(model)
+        self._members = [_half_weights(one) if self._half else one for one in members]
+        self._factored: list[Factored] = []
         if parts and not self._half:
-            self._factored = Factored(model, parts, num_pairs=num_pairs)
+            share = TABLE_BYTES // len(members)
+            self._factored = [
+                Factored(one, parts, num_pairs=num_pairs, table_bytes=share) for one in members
+            ]
         self.num_threads = _threads(num_threads) if self.device.type == "cpu" else 1
 
     def start(self, batch: Batch) -> Pending:
@@ -92,20 +99,23 @@ class Forward:
         With `parts`, one thread at a time may call it.
         """
         pool = _pool(self.num_threads)
-        block = None if self._factored is None else self._factored.plan(batch)
-        if block is None:
-            block = partial(self._logits, RowTensors(batch, self.device))
+        plans = [one.plan(batch) for one in self._factored] or [None] * len(self._members)
+        rows = RowTensors(batch, self.device) if None in plans else None
+        blocks = [
+            plan or partial(self._logits, model, cast("RowTensors", rows))
+            for model, plan in zip(self._members, plans, strict=True)
+        ]
         starts = range(0, max(batch.num_rows, 1), SCORE_ROWS)
-        return Pending([pool.submit(self._scores, block, start) for start in starts])
+        return Pending([pool.submit(self._scores, blocks, start) for start in starts])
 
     @torch.inference_mode()
-    def _scores(self, block: Callable[[int], Tensor], start: int) -> tuple[Tensor, ...]:
-        return tuple(scores.cpu() for scores in self._model.outputs(block(start)))
+    def _scores(self, blocks: Sequence[Callable[[int], Tensor]], start: int) -> tuple[Tensor, ...]:
+        logits = mean_logits(self._outputs, [block(start) for block in blocks])
+        return tuple(scores.cpu() for scores in self._outputs(logits))
 
-    def _logits(self, rows: RowTensors, start: int) -> Tensor:
+    def _logits(self, model: MultiTaskModel, rows: RowTensors, start: int) -> Tensor:
         stop = min(start + SCORE_ROWS, rows.num_rows)
         inputs = rows.take(torch.arange(start, stop, device=self.device))
-        model = self._model
         if not self._half:
             return cast("Tensor", model(inputs).logits_BZ)
         with torch.autocast(self.device.type, dtype=torch.bfloat16):

@@ -79,6 +79,11 @@ def test_a_config_gives_single_tasks_towers_of_other_widths(write):
     )
 
 
+def test_a_config_asks_for_several_members(write):
+    ranker = read_config(write(("[model]", "[model]\nnum_members = 5"))).ranker(progress=False)
+    assert ranker.num_members == 5
+
+
 def test_a_config_becomes_the_ranker_it_describes(write):
     config = read_config(write())
     ranker = config.ranker(progress=False)
