@@ -99,6 +99,9 @@ def kuairand(folder: Path) -> DataSet:
                 AsOf(f"{task.name}_user_{name}", key=("user_id", key), smoothing=of_user, **chosen)
             )
     context += [
+        *_raw(schema.tasks),
+        *_watched(duration),
+        *_meetings(),
         *_counts(),
         AsOf(
             "user_session", key="user_id", statistic="count", period=None, window="20m", **NUMBERS
