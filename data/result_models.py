@@ -30,8 +30,8 @@ SETTINGS: dict[str, Any] = {
     "heads": Towers((32,), dropout=0.2),
     "embedding_dropout": 0.1,
     "batch_size": 1024,
-    "max_epochs": 4,
-    "patience": 4,
+    "max_epochs": 6,
+    "patience": 2,
     "reset_tables": True,
     "observe_every": 0,
     "progress": False,
@@ -70,12 +70,27 @@ def network(
     *,
     balance: Balance | None = None,
     task: str | None = None,
+    num_members: int = 1,
 ) -> Scored:
     """Train a network; `task` alone is a single-task twin of equal budget."""
     schema = data.schema if task is None else _only(data.schema, task)
     ranker = MultiTaskRanker(
-        schema, sharing=SHARING[sharing], balance=balance or Fixed(), random_state=seed, **SETTINGS
+        schema,
+        sharing=SHARING[sharing],
+        balance=balance or Fixed(),
+        num_members=num_members,
+        random_state=seed,
+        **SETTINGS,
     )
+    return _fitted(ranker, data)
+
+
+def defaults(data: DataSet, seed: int) -> Scored:
+    """Train what a user gets who sets nothing."""
+    return _fitted(MultiTaskRanker(data.schema, random_state=seed, progress=False), data)
+
+
+def _fitted(ranker: MultiTaskRanker, data: DataSet) -> Scored:
     ranker.fit(data.split("train"), valid=data.split("valid"), refit=True)
     scores = ranker.predict(data.split("test")).drop(data.schema.keys)
     model = ranker.scorer.model

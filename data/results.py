@@ -2,7 +2,8 @@
 
 Usage: ``make results``, or ``python data/results.py --out build/results [--sets ...] [--seeds N]``. Every
 choice is made on valid; the model is then fitted on train and valid, and test is scored once. Scores are
-kept in the folder, and a later call goes on from there; delete it to begin anew.
+kept in the folder, and a later call goes on from there; delete it to begin anew. MovieLens-100K (``--sets
+movielens_100k``) is one more folder beside the others, which ``data/movielens.py --out`` prepares.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from pathlib import Path
 import polars as pl
 
 from recsys_mtl.training import DWA, FAMO, MGDA, PCGrad, RandomWeights, Uncertainty, UPGrad
-from result_models import Scored, biases, global_means, hashed_linear, network, trees
-from result_sets import DataSet, kuairand, movietweetings
+from result_models import Scored, biases, defaults, global_means, hashed_linear, network, trees
+from result_sets import DataSet, kuairand, movielens, movietweetings
 from result_text import write_document
 
 SETS: dict[str, Callable[[Path], DataSet]] = {
     "kuairand_pure": kuairand,
     "movietweetings_100k": movietweetings,
+    "movielens_100k": movielens,
 }
+MEMBERS = 5
 BALANCES = {
     "Uncertainty": Uncertainty(),
     "DWA": DWA(),
@@ -65,11 +68,15 @@ def contenders(data: DataSet) -> list[Contender]:
         Contender("user + item bias", biases, seeded=False),
         Contender("hashed linear", hashed_linear, seeded=False),
         Contender("LightGBM", trees),
+        Contender("defaults", defaults),
         Contender("single tasks", partial(_single, tasks=tasks)),
     ]
     found += [
         Contender(name, partial(_network, sharing=name)) for name in ("SharedBottom", "MMoE", "PLE")
     ]
+    found.append(
+        Contender(f"{MEMBERS} x PLE", partial(_network, sharing="PLE", num_members=MEMBERS))
+    )
     found += [
         Contender(f"PLE + {name}", partial(_network, sharing="PLE", balance=name))
         for name in BALANCES
@@ -77,8 +84,11 @@ def contenders(data: DataSet) -> list[Contender]:
     return found
 
 
-def _network(data: DataSet, seed: int, *, sharing: str, balance: str | None = None) -> Scored:
-    return network(data, sharing, seed, balance=None if balance is None else BALANCES[balance])
+def _network(
+    data: DataSet, seed: int, *, sharing: str, balance: str | None = None, num_members: int = 1
+) -> Scored:
+    chosen = None if balance is None else BALANCES[balance]
+    return network(data, sharing, seed, balance=chosen, num_members=num_members)
 
 
 def _single(data: DataSet, seed: int, *, tasks: Sequence[str]) -> Scored:
@@ -112,7 +122,7 @@ def run(data: DataSet, contender: Contender, seed: int, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--out", type=Path, required=True, help="folder for scores")
-    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--sets", nargs="+", default=list(SETS)[:2], choices=list(SETS))
     parser.add_argument("--only", nargs="+", help="names of contenders to run")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--document", type=Path, help="Markdown file to write")
