@@ -132,7 +132,8 @@ def kuairand(folder: Path) -> DataSet:
 
 def movielens(folder: Path) -> DataSet:
     """Return MovieLens-100K as ``data/movielens.py`` prepares it: no features of earlier rows."""
-    os.environ["MOVIELENS"] = str(folder / "movielens_100k")
+    place = folder / "movielens_100k"
+    os.environ["MOVIELENS"] = str(place)
     config = read_config(Path(__file__).with_name("movielens.toml"))
     static = {
         "interactions": ("user_id", "item_id"),
@@ -140,7 +141,9 @@ def movielens(folder: Path) -> DataSet:
         "items": tuple(name for name in _columns(config.schema.item) if name != "genres"),
     }
     rows = scan(
-        *(f"{folder}/movielens_100k/{name}.parquet" for name in ("interactions", "users", "items"))
+        str(place / "interactions.parquet"),
+        users=str(place / "users.parquet"),
+        items=str(place / "items.parquet"),
     )
     return DataSet("movielens_100k", "MovieLens-100K", rows, config.schema, static)
 
