@@ -301,7 +301,7 @@ class Fit:
             return batch, None if valid is None else encoder.encode(valid)
         encoder.fit(rows, known=known)
         cache, progress = EncodedCache(Path(self.cache.folder)), bool(self.progress)
-        batch = cache.batch(encoder, rows, progress=progress)
+        batch = cache.batch(encoder, rows, labels="taught", progress=progress)
         return batch, None if valid is None else cache.batch(encoder, valid, progress=progress)
 
     def _memory_bytes(self, batch: Batch) -> int | None:

@@ -56,11 +56,15 @@ class Together:
         start, stop = share(rows.count(), processes.rank, processes.world)
         own = rows.slice(start, stop)
         if self.cache_folder is None:
-            return encoder, encoder.encode(own), None if valid is None else encoder.encode(valid)
+            return (
+                encoder,
+                encoder.encode(own, labels="taught"),
+                None if valid is None else encoder.encode(valid),
+            )
         cache = EncodedCache(self.cache_folder)
         return (
             encoder,
-            cache.batch(encoder, own),
+            cache.batch(encoder, own, labels="taught"),
             None if valid is None else cache.batch(encoder, valid),
         )
 
@@ -113,8 +117,8 @@ class Together:
 
     def _labels(self, rows: Rows) -> Batch:
         """Read the labels of all rows, and nothing else."""
-        frame = rows.frame(self.schema.label_columns)
-        labels, states, weights = read_labels(frame, self.schema.tasks)
+        frame = rows.frame([*self.schema.label_columns, *self.schema.teacher_columns])
+        labels, states, weights = read_labels(frame, self.schema.tasks, taught=True)
         return Batch(frame.height, (), frame.select([]), labels, states, weights)
 
 

@@ -33,7 +33,7 @@ from recsys_mtl.schema import (
     Vector,
 )
 
-Labels = Literal["required", "none"]
+Labels = Literal["required", "taught", "none"]
 
 
 class Encoder:
@@ -97,9 +97,9 @@ class Encoder:
             As in `fit`.
         """
         opened = scan(rows)
-        frame = opened.frame(self._columns(opened, "required"))
+        frame = opened.frame(self._columns(opened, "taught"))
         self._learn(opened, [frame], frame.height, known)
-        return self._encode(opened, frame, "required", {}).batch()
+        return self._encode(opened, frame, "taught", {}).batch()
 
     def encode(self, rows: Any, *, labels: Labels = "required") -> Batch:
         """Encode all rows at once.
@@ -110,6 +110,7 @@ class Encoder:
             `Rows`, or any table `scan` takes.
         labels
             ``"none"`` leaves the columns of labels and groups unread: scoring needs none.
+            ``"taught"`` is for training: labels are mixed with the scores of tasks' teachers.
         """
         opened = scan(rows)
         frame = opened.frame(self._columns(opened, labels))
@@ -245,7 +246,8 @@ class Encoder:
         if labels == "none":
             return wanted
         group = self.schema.group
-        return [*wanted, *self.schema.label_columns, *([] if group is None else [group])]
+        wanted += [*self.schema.label_columns, *([] if group is None else [group])]
+        return [*wanted, *self.schema.teacher_columns] if labels == "taught" else wanted
 
     def _learn(
         self, rows: Rows, frames: Iterable[pl.DataFrame], num_rows: int, known: Encoder | None
@@ -314,7 +316,7 @@ class Encoder:
         keys = frame.select(self.schema.keys)
         if labels == "none":
             return Chunk(tuple(parts), Batch(frame.height, (), keys, absent=absent))
-        read = read_labels(frame, self.schema.tasks)
+        read = read_labels(frame, self.schema.tasks, taught=labels == "taught")
         group = self.schema.group
         groups = None if group is None else read_groups(frame[group], first_row=first_row)
         return Chunk(tuple(parts), Batch(frame.height, (), keys, *read, absent, groups))

@@ -149,7 +149,7 @@ def with_columns(schema: Schema, renamed: Mapping[str, str]) -> Schema:
         If no feature or label reads a column of an old name.
     """
     read = {column for feature in schema.features for column in feature.columns}
-    read |= set(schema.label_columns)
+    read |= {*schema.label_columns, *schema.teacher_columns}
     for column in renamed:
         if column not in read:
             raise SchemaError(
@@ -168,7 +168,9 @@ def with_columns(schema: Schema, renamed: Mapping[str, str]) -> Schema:
     def task(one: Task) -> Task:
         weight = one.sample_weight
         known = None if weight is None else renamed.get(weight, weight)
-        return replace(one, label=renamed.get(one.label, one.label), sample_weight=known)
+        label, teacher = renamed.get(one.label, one.label), one.teacher
+        taught = None if teacher is None else renamed.get(teacher, teacher)
+        return replace(one, label=label, sample_weight=known, teacher=taught)
 
     return replace(
         schema,

@@ -18,7 +18,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 Labels = tuple[FloatArray, npt.NDArray[np.uint8], FloatArray]
 
 
-def read_labels(frame: pl.DataFrame, tasks: Sequence[Task]) -> Labels:
+def read_labels(frame: pl.DataFrame, tasks: Sequence[Task], *, taught: bool = False) -> Labels:
     """Read the labels of all tasks.
 
     Parameters
@@ -27,6 +27,8 @@ def read_labels(frame: pl.DataFrame, tasks: Sequence[Task]) -> Labels:
         Interactions with the label and weight columns, n rows.
     tasks
         T tasks.
+    taught
+        Whether labels are to be learned: mixed with the scores of the tasks' teachers.
 
     Returns
     -------
@@ -55,6 +57,10 @@ def read_labels(frame: pl.DataFrame, tasks: Sequence[Task]) -> Labels:
         values[task.name] = found
         states[task.name] = np.where((space == OBSERVED) & np.isnan(found), MISSING, space)
     for column, task in enumerate(tasks):
+        if taught and task.teacher is not None:
+            mixed = _mixed(values[task.name], frame[task.teacher], task)
+            values[task.name] = mixed
+            states[task.name] = np.where(np.isnan(mixed), MISSING, OBSERVED)
         observed = states[task.name] == OBSERVED
         labels[observed, column] = values[task.name][observed]
         if task.sample_weight is not None:
@@ -120,6 +126,34 @@ def _values(
             f" where missing. Found {column[row]} in row {row} ({int(wrong.sum())} such rows)."
         )
     return values
+
+
+def _mixed(
+    labels: npt.NDArray[np.float64], column: pl.Series, task: Task
+) -> npt.NDArray[np.float64]:
+    """Return what training takes from the label and the teacher's score, NaN where both miss."""
+    if not (column.dtype.is_float() or column.dtype == pl.Null):
+        raise EncodingError(
+            f"Task {task.name!r} reads its teacher's scores from column {column.name!r}, which must"
+            f" hold floats. Found {column.dtype}."
+        )
+    scores = column.cast(pl.Float64).to_numpy()
+    allowed = np.isfinite(scores)
+    if isinstance(task, Binary):
+        allowed &= (scores >= 0) & (scores <= 1)
+    elif isinstance(task, Regression) and task.bounds is not None:
+        scores = np.clip(scores, *task.bounds)
+    wrong = ~(allowed | np.isnan(scores))
+    if wrong.any():
+        row = int(wrong.argmax())
+        rule = "probabilities" if isinstance(task, Binary) else "finite numbers"
+        raise EncodingError(
+            f"Task {task.name!r} reads its teacher's scores from column {column.name!r}, which must"
+            f" hold {rule}, or null. Found {column[row]} in row {row} ({int(wrong.sum())} such rows)."
+        )
+    mixed = (1 - task.teacher_share) * labels + task.teacher_share * scores
+    alone = np.where(np.isnan(labels), scores, labels)
+    return np.where(np.isnan(mixed), alone, mixed)
 
 
 def _domain(values: npt.NDArray[np.float64], task: Task) -> tuple[str, npt.NDArray[np.bool_]]:

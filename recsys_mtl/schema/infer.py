@@ -75,6 +75,7 @@ def propose(
     )
     skip = {*left_out, *(task.label for task in found), *(k for k in (user, item) if k is not None)}
     skip |= {task.sample_weight for task in found if task.sample_weight is not None}
+    skip |= {task.teacher for task in found if task.teacher is not None}
     outcomes = [c for c in sorted(known - skip) if c == _SPLIT or c.startswith(_OUTCOMES)]
     if outcomes:
         _log.info("columns left out, outcomes that a model must not see: %s", outcomes)

@@ -123,7 +123,7 @@ class Schema(Spec):
     @property
     def columns(self) -> tuple[str, ...]:
         """All columns that are named, of whatever table, each once."""
-        named = [*self.keys, *self.label_columns]
+        named = [*self.keys, *self.label_columns, *self.teacher_columns]
         named += [column for feature in self.features for column in feature.inputs]
         named += [] if self.group is None else [self.group]
         named += [] if self.clock is None else [self.clock.column]
@@ -135,6 +135,12 @@ class Schema(Spec):
         columns = [task.label for task in self.tasks]
         columns += [task.sample_weight for task in self.tasks if task.sample_weight is not None]
         return tuple(dict.fromkeys(columns))
+
+    @property
+    def teacher_columns(self) -> tuple[str, ...]:
+        """The columns of other models' scores, which training alone reads, each once."""
+        columns = (task.teacher for task in self.tasks)
+        return tuple(dict.fromkeys(column for column in columns if column is not None))
 
     @property
     def group(self) -> str | None:
@@ -206,13 +212,13 @@ class Schema(Spec):
         )
 
     def _check_leaks(self) -> None:
-        outcomes = set(self.label_columns)
+        outcomes = {*self.label_columns, *self.teacher_columns}
         for feature in self.features:
             leaked = outcomes.intersection(feature.columns)
             if leaked:
                 raise ValueError(
-                    f"feature {feature.name!r} reads column {leaked.pop()!r}, which is a label or"
-                    " sample weight: the model would see the answer. Remove the feature"
+                    f"feature {feature.name!r} reads column {leaked.pop()!r}, which is a label or sample"
+                    " weight, or a teacher's score: the model would see the answer. Remove the feature"
                 )
 
     def _check_spaces(self) -> None:
@@ -222,6 +228,13 @@ class Schema(Spec):
                 raise ValueError(
                     f"task {task.name!r}: within must name a binary task. Found {task.within!r};"
                     f" binary tasks: {[t.name for t in self.tasks if isinstance(t, Binary)]}"
+                )
+        for task in self.tasks:
+            inner = [one.name for one in self.tasks if one.within == task.name]
+            if task.teacher is not None and (task.within is not None or inner):
+                raise ValueError(
+                    f"task {task.name!r}: a teacher needs a task that is within no other and has none"
+                    f" within it. Found within={task.within!r}, inner tasks {inner}: leave teacher out"
                 )
         circle = find_circle({t.name: [t.within] if t.within else [] for t in self.tasks})
         if circle is not None:

@@ -36,6 +36,20 @@ class Task(Spec):
     parents
         Names of the tasks that this one builds on, for heads in which one task's tower reads
         another's. By default the task it is `within`, if any. No task may lead back to itself.
+    teacher
+        Column of another model's scores of the same rows, on the scale of this task's own: a
+        probability, or a number on the label's scale. Training reads it, and nothing else does:
+        rows for validation and scoring need no such column. Predict rows that the teacher was
+        fitted on out of fold, or it tells their labels.
+    teacher_share
+        What of the label training takes from the teacher, in (0, 1]: it learns ``(1 - share) * label +
+        share * score``; where the label is missing the score alone, and where the score is null the
+        label alone.
+
+    References
+    ----------
+    G. Hinton, O. Vinyals and J. Dean, "Distilling the Knowledge in a Neural Network", 2015.
+    D. Lopez-Paz et al., "Unifying distillation and privileged information", ICLR 2016.
     """
 
     name: Name
@@ -45,6 +59,8 @@ class Task(Spec):
     sample_weight: Name | None = None
     within: Name | None = None
     parents: Annotated[Sequence[Name], AfterValidator(tuple)] | None = None
+    teacher: Name | None = None
+    teacher_share: Annotated[float, Field(gt=0, le=1)] = 0.5
 
     @property
     def built_on(self) -> tuple[str, ...]:
@@ -115,6 +131,11 @@ class Binary(Task, kind="binary"):
                 f"group={self.group!r} needs ranking: the own loss compares no rows. Choose"
                 " 'pairwise' or 'listwise', or leave group out"
             )
+        if self.teacher is not None and (self.loss == "focal" or self.ranking is not None):
+            raise ValueError(
+                f"teacher={self.teacher!r} needs a loss of labels between 0 and 1: choose loss='bce'"
+                " without ranking, or leave teacher out"
+            )
 
 
 class LabelBins(NamedTuple):
@@ -166,6 +187,11 @@ class Regression(Task, kind="regression"):
     bounds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        if self.teacher is not None and self.loss == "bins":
+            raise ValueError(
+                f"teacher={self.teacher!r} gives the mean of a label, no distribution: choose loss='mse'"
+                " or 'huber', or leave teacher out"
+            )
         if self.bounds is None:
             if self.loss == "bins":
                 raise ValueError(
@@ -209,6 +235,11 @@ class Multiclass(Task, kind="multiclass"):
     class_weights: Annotated[Sequence[Factor], AfterValidator(tuple)] | None = None
 
     def __post_init__(self) -> None:
+        if self.teacher is not None:
+            raise ValueError(
+                f"teacher={self.teacher!r} is one number a row, which several classes cannot be: leave"
+                " it out"
+            )
         if self.class_weights is not None and len(self.class_weights) != self.num_classes:
             raise ValueError(
                 f"class_weights must hold one number for each of the {self.num_classes} classes."
