@@ -6,20 +6,19 @@ A contender gives a table of scores, one column per task, in the order of test.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from baselines import choose_damping, global_mean, user_item_bias
-from recsys_mtl import PLE, AsOfState, MMoE, MultiTaskRanker, SharedBottom, Towers
+from recsys_mtl import PLE, MMoE, MultiTaskRanker, SharedBottom, Towers
 from recsys_mtl.metrics import log_loss, rmse
 from recsys_mtl.network import Sharing
 from recsys_mtl.schema import Regression, Schema, Task
 from recsys_mtl.training import Balance, Fixed
-from result_sets import DataSet
+from result_sets import DataSet, Floats, Scored, bounded, label_of
+from result_trees import teach
 
 SHARING: dict[str, Sharing] = {
     "SharedBottom": SharedBottom((256, 128), dropout=0.2),
@@ -39,28 +38,6 @@ SETTINGS: dict[str, Any] = {
 HASHED_COLUMNS = 1 << 18
 ALPHAS = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4)
 RIDGE_ALPHAS = (3.0, 10.0, 30.0, 100.0)
-TREES: dict[str, Any] = {
-    "learning_rate": 0.03,
-    "num_leaves": 31,
-    "min_child_samples": 100,
-    "feature_fraction": 0.5,
-    "bagging_fraction": 0.8,
-    "bagging_freq": 1,
-    "lambda_l2": 5.0,
-    "verbose": -1,
-}
-MAX_TREES, TREE_PATIENCE = 1500, 50
-
-Floats = npt.NDArray[np.float64]
-
-
-@dataclasses.dataclass(frozen=True)
-class Scored:
-    """Scores of test, and what they cost beside time."""
-
-    scores: pl.DataFrame
-    epochs: int | None = None
-    parameters: int | None = None
 
 
 def network(
@@ -85,6 +62,21 @@ def network(
     return _fitted(ranker, data)
 
 
+def taught(data: DataSet, sharing: str, seed: int, *, num_members: int = 1) -> Scored:
+    """Train a network on the labels and on scores of LightGBM, which saw other rows.
+
+    The teacher of the epochs' choice saw no row of valid.
+    """
+    chosen: dict[str, Any] = {"sharing": SHARING[sharing], "random_state": seed} | SETTINGS
+    known = teach(data, "train")
+    first = MultiTaskRanker(known.schema, num_members=num_members, **chosen)
+    first.fit(known.split("train"), valid=data.split("valid"))
+    both = teach(data, "train", "valid")
+    epochs = first.best_epoch_
+    last = MultiTaskRanker(both.schema, num_members=num_members, **chosen | {"max_epochs": epochs})
+    return _scored(last.fit(both.split("train", "valid")), data, epochs)
+
+
 def defaults(data: DataSet, seed: int) -> Scored:
     """Train what a user gets who sets nothing."""
     return _fitted(MultiTaskRanker(data.schema, random_state=seed, progress=False), data)
@@ -92,10 +84,14 @@ def defaults(data: DataSet, seed: int) -> Scored:
 
 def _fitted(ranker: MultiTaskRanker, data: DataSet) -> Scored:
     ranker.fit(data.split("train"), valid=data.split("valid"), refit=True)
+    return _scored(ranker, data, ranker.best_epoch_)
+
+
+def _scored(ranker: MultiTaskRanker, data: DataSet, epochs: int | None) -> Scored:
     scores = ranker.predict(data.split("test")).drop(data.schema.keys)
     model = ranker.scorer.model
     dense = sum(p.numel() for name, p in model.named_parameters() if "weight_RD" not in name)
-    return Scored(scores, ranker.best_epoch_, dense)
+    return Scored(scores, epochs, dense)
 
 
 def global_means(data: DataSet, seed: int) -> Scored:
@@ -132,7 +128,7 @@ def hashed_linear(data: DataSet, seed: int) -> Scored:
     both = hasher.transform(_tokens(pl.concat([frames["train"], frames["valid"]])))
     found = {}
     for task in data.schema.tasks:
-        y = {name: _label(frame, task) for name, frame in frames.items()}
+        y = {name: label_of(frame, task) for name, frame in frames.items()}
         regression = isinstance(task, Regression)
 
         def made(alpha: float, *, regression: bool = regression) -> Any:
@@ -153,99 +149,19 @@ def hashed_linear(data: DataSet, seed: int) -> Scored:
     return Scored(pl.DataFrame(found))
 
 
-def trees(data: DataSet, seed: int) -> Scored:
-    """Score with LightGBM on the static columns and the same features of earlier rows."""
-    import lightgbm
-
-    whole = _joined(data, _frame(data, "train", "valid", "test"))
-    texts = {
-        column.name: pl.Enum(column.drop_nulls().unique().sort())
-        for column in whole.get_columns()
-        if column.dtype == pl.String
-    }
-    chosen = {name: _numbers(data, texts, *fitted) for name, fitted in _FITTED.items()}
-    found = {}
-    for task in data.schema.tasks:
-        sets, labels = {}, {}
-        for name, (frame, x) in chosen.items():
-            labels[name] = _label(frame, task)
-            known = ~np.isnan(labels[name])
-            sets[name] = lightgbm.Dataset(x[known], labels[name][known], free_raw_data=False)
-        kind = "regression" if isinstance(task, Regression) else "binary"
-        given = TREES | {"objective": kind, "seed": seed}
-        first = lightgbm.train(
-            given,
-            sets["train"],
-            MAX_TREES,
-            valid_sets=[sets["valid"]],
-            callbacks=[lightgbm.early_stopping(TREE_PATIENCE, verbose=False)],
-        )
-        last = lightgbm.train(given, sets["both"], first.best_iteration)
-        scores = last.predict(chosen["test"][1])
-        found[task.name] = _bounded(task, np.asarray(scores))
-    return Scored(pl.DataFrame(found))
-
-
-_FITTED: dict[str, tuple[Sequence[str], str | None]] = {
-    "train": (("train",), None),
-    "valid": (("train",), "valid"),
-    "both": (("train", "valid"), None),
-    "test": (("train", "valid"), "test"),
-}
-"""For each table of the trees: what its features of earlier rows are learned from, and whose they are."""
-
-
-def _numbers(
-    data: DataSet, texts: dict[str, pl.Enum], learned: Sequence[str], scored: str | None
-) -> tuple[pl.DataFrame, Floats]:
-    """Return a split with features of earlier rows, and all numbers the trees read."""
-    state = AsOfState(data.schema)
-    rows = state.learn(data.split(*learned), leave_out=True)
-    if scored is not None:
-        rows = state.apply(data.split(scored))
-    frame = rows.frame(rows.columns)
-    static = _joined(data, frame).drop(data.schema.keys)
-    computed = frame.select([one.name for one in data.schema.computed])
-    columns = [
-        (column.cast(texts[column.name]).to_physical() if column.name in texts else column)
-        .cast(pl.Float64)
-        .rename(f"{place}")
-        for place, column in enumerate([*static.get_columns(), *computed.get_columns()])
-        if column.dtype != pl.Date
-    ]
-    return frame, pl.DataFrame(columns).to_numpy()
-
-
 def _only(schema: Schema, name: str) -> Schema:
     kept = [task for task in schema.tasks if task.name == name]
     return dataclasses.replace(schema, tasks=kept)
 
 
 def _frames(data: DataSet) -> dict[str, pl.DataFrame]:
-    return {name: _frame(data, name) for name in ("train", "valid", "test")}
-
-
-def _frame(data: DataSet, *names: str) -> pl.DataFrame:
-    rows = data.split(*names)
-    return rows.frame(rows.columns)
+    return {name: data.frame(name) for name in ("train", "valid", "test")}
 
 
 def _static(data: DataSet, name: str) -> pl.DataFrame:
-    frame = _frame(data, name)
+    frame = data.frame(name)
     labels = frame.select([task.label for task in data.schema.tasks])
-    return pl.concat([_joined(data, frame), labels], how="horizontal")
-
-
-def _joined(data: DataSet, frame: pl.DataFrame) -> pl.DataFrame:
-    """Return the columns that baselines read as they are."""
-    found = frame.select(data.columns["interactions"])
-    schema = data.schema
-    sides = (("users", schema.user, data.rows.users), ("items", schema.item, data.rows.items))
-    for name, side, table in sides:
-        if side is not None and table is not None and name in data.columns:
-            known = table.frame(side.key, data.columns[name])
-            found = found.join(known, on=side.key, how="left", maintain_order="left")
-    return found
+    return pl.concat([data.joined(frame), labels], how="horizontal")
 
 
 def _tokens(frame: pl.DataFrame) -> list[list[str]]:
@@ -268,10 +184,6 @@ def _tokens(frame: pl.DataFrame) -> list[list[str]]:
     return listed
 
 
-def _label(frame: pl.DataFrame, task: Task) -> Floats:
-    return frame[task.label].cast(pl.Float64).to_numpy()
-
-
 def _predicted(model: Any, x: Any) -> Floats:
     if hasattr(model, "predict_proba"):
         return np.asarray(model.predict_proba(x)[:, 1])
@@ -281,11 +193,5 @@ def _predicted(model: Any, x: Any) -> Floats:
 def _error(task: Task, labels: Floats, scores: Floats) -> float:
     known = ~np.isnan(labels)
     if isinstance(task, Regression):
-        return float(rmse(labels[known], _bounded(task, scores[known])))
+        return float(rmse(labels[known], bounded(task, scores[known])))
     return float(log_loss(labels[known], scores[known]))
-
-
-def _bounded(task: Task, scores: Floats) -> Floats:
-    if isinstance(task, Regression) and task.bounds is not None:
-        return np.clip(scores, *task.bounds)
-    return scores

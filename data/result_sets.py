@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from recsys_mtl import (
@@ -35,10 +37,24 @@ from recsys_mtl.config import read_config
 from recsys_mtl.reading import Rows
 from recsys_mtl.schema import Feature, Task
 
+ROW = "row"
+"""The interactions' number, by which scores of a teacher find their rows."""
 NUMBERS: dict[str, Any] = {"scaling": "piecewise", "num_quantiles": 32, "embedding_dim": 8}
 
 
+Floats = npt.NDArray[np.float64]
+
+
 @dataclass(frozen=True)
+class Scored:
+    """Scores of test, one column per task, in the order of test; and what they cost beside time."""
+
+    scores: pl.DataFrame
+    epochs: int | None = None
+    parameters: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class DataSet:
     """One data set.
 
@@ -66,6 +82,34 @@ class DataSet:
         """Return the rows of these splits."""
         listed = ", ".join(f"'{name}'" for name in names)
         return self.rows.filter(f"split IN ({listed})")
+
+    def frame(self, *names: str) -> pl.DataFrame:
+        """Return the interactions of these splits, all columns."""
+        rows = self.split(*names)
+        return rows.frame(rows.columns)
+
+    def joined(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Return the columns that baselines read as they are."""
+        found = frame.select(self.columns["interactions"])
+        schema = self.schema
+        sides = (("users", schema.user, self.rows.users), ("items", schema.item, self.rows.items))
+        for name, side, table in sides:
+            if side is not None and table is not None and name in self.columns:
+                known = table.frame(side.key, self.columns[name])
+                found = found.join(known, on=side.key, how="left", maintain_order="left")
+        return found
+
+
+def label_of(frame: pl.DataFrame, task: Task) -> Floats:
+    """Return a task's labels, NaN where missing."""
+    return frame[task.label].cast(pl.Float64).to_numpy()
+
+
+def bounded(task: Task, scores: Floats) -> Floats:
+    """Clip a rating's scores to its bounds."""
+    if isinstance(task, Regression) and task.bounds is not None:
+        return np.clip(scores, *task.bounds)
+    return scores
 
 
 def kuairand(folder: Path) -> DataSet:
@@ -115,7 +159,7 @@ def kuairand(folder: Path) -> DataSet:
     place = folder / "kuairand_pure"
     # features of earlier rows read the interactions alone: the author comes along
     authors = pl.scan_parquet(place / "items.parquet").select("item_id", "author_id")
-    interactions = pl.scan_parquet(place / "interactions.parquet")
+    interactions = pl.scan_parquet(place / "interactions.parquet").with_row_index(ROW)
     rows = scan(
         interactions.join(authors, on="item_id", how="left", maintain_order="left"),
         users=str(place / "users.parquet"),
@@ -172,7 +216,8 @@ def movietweetings(folder: Path) -> DataSet:
         tasks=tasks,
         time=Time("timestamp", unit="s", warm_up="1d"),
     )
-    rows = scan(str(place / "ratings.parquet"), items=str(place / "movies.parquet"))
+    interactions = pl.scan_parquet(place / "ratings.parquet").with_row_index(ROW)
+    rows = scan(interactions, items=str(place / "movies.parquet"))
     static: dict[str, tuple[str, ...]] = {
         "interactions": ("user_id", "item_id"),
         "items": ("year", "genres"),

@@ -20,16 +20,17 @@ from pathlib import Path
 import polars as pl
 
 from recsys_mtl.training import DWA, FAMO, MGDA, PCGrad, RandomWeights, Uncertainty, UPGrad
-from result_models import Scored, biases, defaults, global_means, hashed_linear, network, trees
-from result_sets import DataSet, kuairand, movielens, movietweetings
+from result_models import biases, defaults, global_means, hashed_linear, network, taught
+from result_sets import DataSet, Scored, kuairand, movielens, movietweetings
 from result_text import write_document
+from result_trees import trees
 
 SETS: dict[str, Callable[[Path], DataSet]] = {
     "kuairand_pure": kuairand,
     "movietweetings_100k": movietweetings,
     "movielens_100k": movielens,
 }
-MEMBERS = 5
+MEMBERS, TREES_NAME = 5, "LightGBM"
 BALANCES = {
     "Uncertainty": Uncertainty(),
     "DWA": DWA(),
@@ -67,7 +68,7 @@ def contenders(data: DataSet) -> list[Contender]:
         Contender("global mean", global_means, seeded=False),
         Contender("user + item bias", biases, seeded=False),
         Contender("hashed linear", hashed_linear, seeded=False),
-        Contender("LightGBM", trees),
+        Contender(TREES_NAME, trees),
         Contender("defaults", defaults),
         Contender("single tasks", partial(_single, tasks=tasks)),
     ]
@@ -77,6 +78,11 @@ def contenders(data: DataSet) -> list[Contender]:
     found.append(
         Contender(f"{MEMBERS} x PLE", partial(_network, sharing="PLE", num_members=MEMBERS))
     )
+    named = f"PLE, taught by {TREES_NAME}"
+    found += [
+        Contender(named, partial(_taught, num_members=1)),
+        Contender(f"{MEMBERS} x {named}", partial(_taught, num_members=MEMBERS)),
+    ]
     found += [
         Contender(f"PLE + {name}", partial(_network, sharing="PLE", balance=name))
         for name in BALANCES
@@ -89,6 +95,10 @@ def _network(
 ) -> Scored:
     chosen = None if balance is None else BALANCES[balance]
     return network(data, sharing, seed, balance=chosen, num_members=num_members)
+
+
+def _taught(data: DataSet, seed: int, *, num_members: int) -> Scored:
+    return taught(data, "PLE", seed, num_members=num_members)
 
 
 def _single(data: DataSet, seed: int, *, tasks: Sequence[str]) -> Scored:
