@@ -100,7 +100,8 @@ class Report:
         for found in self.measurements:
             if (found.slice, found.task, found.metric) == (wanted, task, metric):
                 return found.value
-        known = ", ".join(f"{found.task}/{found.metric}" for found in self.measurements)
+        names = dict.fromkeys(f"{found.task}/{found.metric}" for found in self.measurements)
+        known = ", ".join(names)
         if self.by is not None:
             slices = dict.fromkeys(found.slice for found in self.measurements if found.slice)
             known += f"; slices by {self.by}: {', '.join(slices)}"

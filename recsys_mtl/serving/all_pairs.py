@@ -14,7 +14,7 @@ from recsys_mtl.encoding import Batch, Part
 from recsys_mtl.encoding.keys import ABSENT, KeyIndex
 from recsys_mtl.errors import EncodingError, SchemaError
 from recsys_mtl.reading import require, scan
-from recsys_mtl.serving.scorer import Scorer
+from recsys_mtl.serving.scorer import Scorer, check_rows_alone
 from recsys_mtl.tables import lazy_frame
 
 PAIRS_AT_ONCE = 1 << 18
@@ -44,6 +44,8 @@ class AllPairs:
     ------
     EncodingError
         If a table or a context value is missing.
+    SchemaError
+        If the schema has features of earlier rows.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class AllPairs:
         schema = scorer.schema
         if users is None or items is None or schema.user is None or schema.item is None:
             raise EncodingError("All pairs need users= and items=, or give candidates.")
+        check_rows_alone(scorer, "scoring all pairs, which have no time,")
         wanted = [column for feature in schema.context for column in feature.columns]
         require(list(context), wanted, "context of all pairs", "Give context={column: value}.")
         self._scorer = scorer

@@ -21,7 +21,7 @@ import polars as pl
 import pyarrow as pa
 
 from recsys_mtl.reading import scan
-from recsys_mtl.serving.scorer import CHUNK_ROWS, Scorer
+from recsys_mtl.serving.scorer import CHUNK_ROWS, Scorer, check_rows_alone
 from recsys_mtl.serving.whole_file import arrow
 from recsys_mtl.tables import lazy_frame
 
@@ -65,9 +65,12 @@ def score_on_ray(
 
     Raises
     ------
+    SchemaError
+        If the schema has features of earlier rows.
     ValueError
         If the actors would reserve all CPUs of the cluster.
     """
+    check_rows_alone(scorer, "a cluster, which scores batches of rows apart,")
     import ray
 
     total = ray.cluster_resources().get("CPU", 0.0) if ray.is_initialized() else None

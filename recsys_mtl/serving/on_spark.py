@@ -22,7 +22,7 @@ import polars as pl
 import pyarrow as pa
 
 from recsys_mtl.serving.on_ray import score_arrow, side_frame
-from recsys_mtl.serving.scorer import Scorer
+from recsys_mtl.serving.scorer import Scorer, check_rows_alone
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -47,7 +47,13 @@ def score_on_spark(
     -------
     pyspark.sql.DataFrame
         The ids and a column per task.
+
+    Raises
+    ------
+    SchemaError
+        If the schema has features of earlier rows.
     """
+    check_rows_alone(scorer, "a cluster, which scores batches of rows apart,")
     from pyspark.sql.pandas.types import to_arrow_schema
     from pyspark.sql.types import ArrayType, DataType, FloatType, StructField, StructType
 

@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from recsys_mtl.encoding import Batch, Encoder, absent_notes
-from recsys_mtl.errors import EncodingError
+from recsys_mtl.errors import EncodingError, SchemaError
 from recsys_mtl.network import MultiTaskModel, RowTensors
 from recsys_mtl.reading import AsOfState, Rows, scan
 from recsys_mtl.recall import narrowed
@@ -148,6 +148,29 @@ class Scorer:
     def score_types(self) -> dict[str, pl.DataType]:
         """Names and types of the score columns."""
         return dict(self._columns)
+
+
+def check_rows_alone(scorer: Scorer, way: str) -> None:
+    """Refuse features of earlier rows where rows are scored without those before them.
+
+    Parameters
+    ----------
+    scorer
+        A fitted model's.
+    way
+        Where they would be, for the error.
+
+    Raises
+    ------
+    SchemaError
+        If the schema has such features.
+    """
+    if scorer.schema.computed:
+        name = scorer.schema.computed[0].name
+        raise SchemaError(
+            f"Feature {name!r} is computed from earlier rows, which {way} does not do yet. Score a day's"
+            " rows by score_parquet or predict, which see all of them at once."
+        )
 
 
 def _dtype(task: object) -> pl.DataType:

@@ -201,3 +201,23 @@ def test_parquet_is_scored_with_features_of_earlier_rows(tmp_path) -> None:
     assert pl.read_parquet(later).height == 50
     with pytest.raises(ValueError, match="without features of earlier rows"):
         score_parquet(tmp_path / "model", tmp_path / "day.parquet", out, workers=2)
+
+
+def test_scoring_rows_without_those_before_them_is_refused() -> None:
+    from recsys_mtl import score_on_ray, score_on_spark, top_k
+
+    scorer = ranker(schema()).fit(table(range(2))).scorer
+    for call in (score_on_ray, score_on_spark):
+        with pytest.raises(
+            SchemaError, match="'item_ctr' is computed from earlier rows, which a c"
+        ):
+            call(scorer, None)  # type: ignore[operator] # before the rows are looked at
+    keys = {"users": pl.DataFrame({"user": [1]}), "items": pl.DataFrame({"item": [1, 2]})}
+    with pytest.raises(SchemaError, match="'item_ctr' is computed from earlier rows, which sc"):
+        top_k(scorer, **keys, k=1, by="user", score="ctr")
+    day = table(range(3, 4))
+    best = top_k(scorer, day, k=1, by="user", score="ctr")  # candidates have a time
+    assert best["ctr"].to_list() == [
+        one["ctr"].max()
+        for _, one in scorer.score(day).sort("user").group_by("user", maintain_order=True)
+    ]
