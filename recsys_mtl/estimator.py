@@ -150,7 +150,7 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         compile: bool = False,  # torch's word for it
         monitor: str = "loss",
         patience: int = 2,
-        reset_tables: bool = False,
+        reset_tables: bool | None = None,
         observe_every: int = 100,
         device: str = "auto",
         progress: bool | None = None,

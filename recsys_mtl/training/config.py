@@ -88,6 +88,8 @@ class TrainConfig(Spec):
     reset_tables
         Draw the embedding tables afresh at the start of every epoch but the first, and keep the
         dense layers: ids that appear a few times are otherwise learned by heart in the second epoch.
+        None: where every epoch has 32 batches or more, from which a table can be learned, and the run
+        goes on from no other model.
 
     References
     ----------
@@ -111,7 +113,7 @@ class TrainConfig(Spec):
     average: Annotated[float, Field(gt=0, lt=1)] | None = 0.98
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
-    reset_tables: bool = False
+    reset_tables: bool | None = None
 
 
 def monitor_parts(monitor: str, schema: Schema) -> tuple[str, str]:

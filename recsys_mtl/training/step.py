@@ -104,6 +104,7 @@ class Stepper:
         self._averaged = 0
         if config.average is not None:
             self._average = [parameter.detach().clone() for parameter in self.dense]
+        self.goes_on = False
         self._first: list[tuple[Tensor, Tensor]] | None = None
         self._known: list[Tensor] = []
         self._predict: Callable[[Embedded, Inputs], Predicted] = model.from_embedded
@@ -278,6 +279,7 @@ class Stepper:
 
     def keep_tables(self) -> None:
         """Let `reset_tables` go back to the tables as they are now: a warm start must not be lost."""
+        self.goes_on = True
         if self.config.reset_tables and self.config.max_epochs > 1:
             changing: list[Tensor] = [table.weight_RD for table in self.table_optimizer.tables]
             changing += self.table_optimizer.state().values()

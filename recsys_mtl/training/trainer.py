@@ -30,6 +30,8 @@ from recsys_mtl.training.run import Run
 from recsys_mtl.training.step import Stepper
 
 _log = logging.getLogger(__name__)
+_LEAST_BATCHES = 32
+"""In an epoch whose tables are learned from it alone."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +133,13 @@ class Trainer:
         valid_rows = None if valid is None else RowTensors(valid, self.device)
         self._checkpoint = checkpoint
         self._run = run = Run(len(self.schema.tasks), self.device)
+        resets = self._resets_tables()
         saved = None if checkpoint is None else checkpoint.load(self.device)
         if saved is not None:
             self._load(saved)
         with contextlib.closing(loader):
             while not run.finished:
-                if run.batches == 0 and run.epoch > 1 and self.config.reset_tables:
+                if run.batches == 0 and run.epoch > 1 and resets:
                     self.stepper.reset_tables()
                 record = self._train_epoch(loader)
                 self._finish_tables()
@@ -177,6 +180,11 @@ class Trainer:
         if run.best.accept(epoch, badness(metric, value), report, self.model):
             return last
         return last or epoch - run.best.epoch >= self.config.patience
+
+    def _resets_tables(self) -> bool:
+        if self.config.reset_tables is not None:
+            return self.config.reset_tables
+        return not self.stepper.goes_on and min(self._num_batches) >= _LEAST_BATCHES
 
     def _train_epoch(self, loader: Loader) -> dict[str, Any]:
         self.model.train()

@@ -328,6 +328,20 @@ def test_tables_are_drawn_afresh_before_every_epoch_but_the_first(
     assert max(float(table.weight_RD.abs().max()) for table in model.embeddings.each()) > 0.06
 
 
+@pytest.mark.parametrize(("rows_per_batch", "resets"), [(4, True), (5, False)])
+def test_tables_are_reset_by_default_where_an_epoch_has_32_batches(
+    schema: Schema, make_batch: MakeBatch, make_model: MakeModel, rows_per_batch: int, resets: bool
+) -> None:
+    batch = make_batch(128)
+    weights = []
+    for chosen in (None, resets):
+        model = make_model()
+        settings = {"reset_tables": chosen, "batch_size": rows_per_batch, "max_epochs": 2}
+        _trainer(model, schema, **settings).fit(batch)
+        weights.append(_weights(model))
+    assert _same(*weights)
+
+
 def test_resetting_tables_keeps_the_dense_layers(
     schema: Schema, make_batch: MakeBatch, make_model: MakeModel
 ) -> None:
