@@ -21,7 +21,7 @@ from recsys_mtl.serving.fusion import Fusion
 from recsys_mtl.serving.run import Feed, ScoreOptions, Work, score_parts
 from recsys_mtl.serving.scorer import Scorer
 from recsys_mtl.serving.source import Part, Source, open_source
-from recsys_mtl.serving.store import Record, Store
+from recsys_mtl.serving.store import Record, Store, locked
 from recsys_mtl.serving.summary import (
     ScoringSummary,
     features_of,
@@ -29,7 +29,7 @@ from recsys_mtl.serving.summary import (
     sum_absent,
     sum_counts,
 )
-from recsys_mtl.workers import Setup, score_in_processes
+from recsys_mtl.workers import Setup, Share, score_in_processes
 
 
 def score_parquet(
@@ -98,7 +98,8 @@ def score_parquet(
     EncodingError
         If a file cannot be read or encoded: the text names file and row group.
     FileExistsError
-        If the output is there already and is of another model, input or setting.
+        If the output is there already and is of another model, input or setting, or another run is
+        writing it.
     OSError
         If the output cannot be written, as on a full disk.
     """
@@ -122,15 +123,23 @@ def score_parquet(
     target = _target(output, source)
     identity = {"input": source.identity(), "model": digest, "settings": options.identity()}
     work = Work.prepare(scorer, source, Store(target, identity), options)
+    setup = Setup(str(model), rows, given, target, identity, options, workers)
+    with locked(target):
+        return _run(work, setup, overwrite=overwrite, progress=progress)
+
+
+def _run(work: Work, setup: Setup, *, overwrite: bool, progress: bool) -> ScoringSummary:
+    """Score what is not scored yet, and put the output in its place."""
     started = time.perf_counter()
-    whole = work.store.complete()
+    source, store = work.source, work.store
+    whole = store.complete()
     if whole is not None:
         return _summary(work, whole, resumed=len(whole["parts"]), seconds=0.0)
-    parts = source.parts(options.part_rows)
+    parts = source.parts(work.options.part_rows)
     broken = dict(source.broken)
-    work.store.check(overwrite=overwrite)
+    store.check(overwrite=overwrite)
     try:
-        finished = work.store.open()
+        finished, chunk_rows = store.open(work.chunk_rows(parts, setup.workers))
         left = [part for part in parts if part.number not in finished]
         num_rows = sum(part.stop - part.start for part in parts)
         with tqdm(
@@ -140,18 +149,16 @@ def score_parquet(
             disable=not progress,
             desc="score",
         ) as bar:
-            if workers > 1:
-                setup = Setup(
-                    str(model), rows, given, target, identity, options, tuple(left), num_rows
-                )
-                broken |= score_in_processes(setup, workers, bar.update)
+            if setup.workers > 1:
+                share = Share(tuple(left), num_rows, chunk_rows)
+                broken |= score_in_processes(setup, share, bar.update)
             else:
                 feed = Feed(iter(left), broken)
-                forward = scorer.forward(precision=precision, num_pairs=num_rows)
-                score_parts(work, feed, forward, work.chunk_rows(left), bar.update)
+                forward = work.scorer.forward(precision=work.options.precision, num_pairs=num_rows)
+                score_parts(work, feed, forward, chunk_rows, bar.update)
         manifest = _finish(work, parts, broken)
     except BaseException:
-        work.store.leave(keep=source.repeatable)
+        store.leave(keep=source.repeatable)
         raise
     return _summary(work, manifest, resumed=len(finished), seconds=time.perf_counter() - started)
 

@@ -38,10 +38,8 @@ class Setup:
         ``users``, ``items`` and ``where`` of `open_source`.
     target, identity, options
         As in `Store` and `Work`.
-    parts
-        What is left to be scored, by all processes together.
-    num_rows
-        Rows of the whole run.
+    workers
+        Processes at most.
     """
 
     model: str
@@ -50,8 +48,26 @@ class Setup:
     target: Path
     identity: dict[str, Any]
     options: ScoreOptions
+    workers: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """What all processes together have to score.
+
+    Parameters
+    ----------
+    parts
+        What is left.
+    num_rows
+        Rows of the whole run.
+    chunk_rows
+        Rows that each reads at once.
+    """
+
     parts: tuple[Part, ...]
     num_rows: int
+    chunk_rows: int
 
 
 @dataclass(frozen=True)
@@ -63,7 +79,7 @@ class _Shared:
     answers: SimpleQueue[_Answer]
 
 
-def score_in_processes(setup: Setup, workers: int, told: Told) -> dict[int, str]:
+def score_in_processes(setup: Setup, share: Share, told: Told) -> dict[int, str]:
     """Score all parts; return the files left out, and why.
 
     Each process takes the next part when it is ready to read one. If this process ends, so do they.
@@ -77,9 +93,9 @@ def score_in_processes(setup: Setup, workers: int, told: Told) -> dict[int, str]
     """
     context = multiprocessing.get_context("spawn")
     shared = _Shared(context.Value("q", 0), context.Value("q", 0), context.SimpleQueue())
-    count = max(1, min(workers, len(setup.parts)))
+    count = max(1, min(setup.workers, len(share.parts)))
     processes = [
-        context.Process(target=_work, args=(setup, shared, count), daemon=True)
+        context.Process(target=_work, args=(setup, share, shared), daemon=True)
         for _ in range(count)
     ]
     try:
@@ -117,7 +133,7 @@ def _wait(processes: list[Any], shared: _Shared, told: Told) -> dict[int, str]:
     return broken
 
 
-def _work(setup: Setup, shared: _Shared, processes: int) -> None:
+def _work(setup: Setup, share: Share, shared: _Shared) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes itself
     threading.Thread(
         target=_end_with, args=(multiprocessing.parent_process(),), daemon=True
@@ -127,16 +143,16 @@ def _work(setup: Setup, shared: _Shared, processes: int) -> None:
         source = open_source(setup.rows, **setup.given, skip=options.on_error == "skip-file")
         scorer = load(setup.model).scorer
         work = Work.prepare(scorer, source, Store(setup.target, setup.identity), options)
-        feed = Feed(_tickets(setup.parts, shared.taken), dict(source.broken))
+        feed = Feed(_tickets(share.parts, shared.taken), dict(source.broken))
         forward = scorer.forward(
-            precision=options.precision, num_pairs=setup.num_rows, num_threads=1
+            precision=options.precision, num_pairs=share.num_rows, num_threads=1
         )
 
         def told(rows: int) -> None:
             with shared.rows.get_lock():
                 shared.rows.value += rows
 
-        score_parts(work, feed, forward, work.chunk_rows(setup.parts, processes), told)
+        score_parts(work, feed, forward, share.chunk_rows, told)
     except (EncodingError, OSError) as error:
         kind = OSError if isinstance(error, OSError) else EncodingError
         shared.answers.put(("error", kind(str(error))))

@@ -6,6 +6,7 @@ output itself appears when all parts are there and their rows have been counted.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -104,16 +105,29 @@ class Store:
                 )
             self.discard()
 
-    def open(self) -> dict[int, Record]:
-        """Make the folder of parts, or find it; return the records of the parts that are finished."""
+    def open(self, chunk_rows: int) -> tuple[dict[int, Record], int]:
+        """Make the folder of parts, or find it.
+
+        Returns
+        -------
+        finished
+            Records of the parts that are finished, by number.
+        chunk_rows
+            Rows read at once: as given, or as the run began with, so that no bit of a score differs
+            between its parts.
+        """
         self.work.mkdir(parents=True, exist_ok=True)
+        begun = _read(self.work / _MANIFEST) or {}
+        if begun.get("run") == self._digest():
+            chunk_rows = int(begun.get("chunk_rows", chunk_rows))
         self._sweep()
         (self.work / _LAST).unlink(missing_ok=True)
         for moved in self.work.glob(f"{_OUTPUT}/part-*.parquet"):
             moved.rename(self.work / moved.name)
         header = {"format": _FORMAT, "format_version": FORMAT_VERSION, "complete": False}
-        _write(self.work / _MANIFEST, header | {"run": self._digest()} | self.identity)
-        return self._finished()
+        own = {"run": self._digest(), "chunk_rows": chunk_rows}
+        _write(self.work / _MANIFEST, header | own | self.identity)
+        return self._finished(), chunk_rows
 
     def _finished(self) -> dict[int, Record]:
         found: dict[int, Record] = {}
@@ -233,6 +247,38 @@ class Store:
 
     def _digest(self) -> str:
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Let no other run write to an output; the system ends the lock with the process.
+
+    Raises
+    ------
+    FileExistsError
+        If another run writes to it.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    place = target.parent / f".{target.name}.lock"
+    with _explained(place):
+        handle = os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = os.path.samestat(os.fstat(handle), place.stat())
+        except (BlockingIOError, FileNotFoundError):
+            ours = False
+        if not ours:
+            raise FileExistsError(
+                f"{target} must be written by one run at a time. Found another that is at work on it:"
+                " wait until it ends, or choose another output."
+            )
+        try:
+            yield
+        finally:
+            place.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
 
 
 class PartWriter:
