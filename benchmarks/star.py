@@ -11,6 +11,7 @@ import argparse
 import resource
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts are run by path
 
-from benchmarks.measure import interleave, print_machine, print_table, times_faster
+from benchmarks.measure import Timing, interleave, print_machine, print_table, times_faster
 from recsys_mtl.encoding import Batch, Encoder
 from recsys_mtl.network import (
     Factored,
@@ -111,28 +112,46 @@ def network(scorer: Scorer, batch: Batch) -> dict[str, Callable[[], object]]:
     }
 
 
-def compare(args: argparse.Namespace) -> None:
-    pairs, users, items = tables(args.pairs)
-    star = scan(pairs, users=users, items=items)
+@dataclass(frozen=True)
+class Compared:
+    """Both tables, scored: seconds, and the greatest difference of a score."""
+
+    timings: dict[str, Timing]
+    gap: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster the star is."""
+        return times_faster(self.timings["star"].wall, self.timings["flat"].wall)
+
+
+def star_against_flat(pairs: int, *, rounds: int) -> Compared:
+    """Score pairs with side tables and the same rows joined to them, in turn."""
+    found, users, items = tables(pairs)
+    star = scan(found, users=users, items=items)
     scorer = fitted(star, schema())
-    wide = pairs.join(users, on="user_id", how="left", maintain_order="left")
+    wide = found.join(users, on="user_id", how="left", maintain_order="left")
     wide = wide.join(items, on="item_id", how="left", maintain_order="left")
     flat = scan(wide)
     names = list(scorer.score_types)
     first = star.slice(0, 200_000), flat.slice(0, 200_000)
     one, two = (pl.concat(list(scorer.frames(rows))).select(names) for rows in first)
     gap = max(float((one[name] - two[name]).abs().max()) for name in names)  # type: ignore[arg-type]
-    timings = interleave(
-        {"star": drain(scorer, star), "flat": drain(scorer, flat)}, rounds=args.rounds
-    )
+    runs = {"star": drain(scorer, star), "flat": drain(scorer, flat)}
+    return Compared(interleave(runs, rounds=rounds), gap)
+
+
+def compare(args: argparse.Namespace) -> None:
+    found = star_against_flat(args.pairs, rounds=args.rounds)
     rows = [
         [name, f"{args.pairs / one.wall_median:,.0f}", f"{args.pairs / one.cpu_median:,.0f}"]
-        for name, one in timings.items()
+        for name, one in found.timings.items()
     ]
     header = ["table", "rows/s", "rows/s of CPU"]
     print_table(f"{args.pairs:,} pairs, {USERS:,} users, {ITEMS:,} items", header, rows)
-    ratio = times_faster(timings["star"].wall, timings["flat"].wall)
-    print(f"star: {ratio:.2f} x flat (bar {BAR}); greatest difference of a score: {gap:.1e}")
+    print(
+        f"star: {found.ratio:.2f} x flat (bar {BAR}); greatest difference of a score: {found.gap:.1e}"
+    )
     print(f"greatest memory of the process: {_peak_mb():,.0f} MB")
 
 

@@ -45,19 +45,10 @@ class Job:
 
 
 class Contender(Protocol):
-    """What a worker can be asked to do."""
+    """What every worker can be asked to do; what else there is, its class says."""
 
     def prepare(self) -> None:
-        """Read and encode the training rows; make a model."""
-
-    def epoch(self) -> None:
-        """Pass once over the prepared rows."""
-
-    def raw(self, seed: int) -> None:
-        """Make a model of that seed and train it for an epoch, from the parquet file on."""
-
-    def judge(self) -> dict[str, float]:
-        """Return the AUC of the binary labels on the test rows, for the model of `raw`."""
+        """Make ready what is not timed: encoders, a model."""
 
 
 def serve(make: Callable[[Job], Contender]) -> None:
@@ -82,11 +73,16 @@ def serve(make: Callable[[Job], Contender]) -> None:
         cpu, wall = time.process_time(), time.perf_counter()
         result = getattr(contender, request.pop("do"))(**request)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        answer = {"wall": wall, "cpu": cpu, "peak_mb": _peak_mb(), "result": result}
+        answer = {"wall": wall, "cpu": cpu, "peak_mb": memory_mb("VmHWM"), "result": result}
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def _peak_mb() -> float:
+def memory_mb(name: str) -> float:
+    """Return the memory of this process: ``"VmRSS"`` as it is, ``"VmHWM"`` as it was at most."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    peak = next(line for line in lines if line.startswith("VmHWM"))
-    return int(peak.split()[1]) / 1024
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
+
+
+def reset_peak() -> None:
+    """Have ``"VmHWM"`` tell the most memory from now on."""
+    Path("/proc/self/clear_refs").write_text("5")
