@@ -14,10 +14,11 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,9 @@ PEER_ROWS = 100_000
 WORKER_FILES = 4
 BUDGET_MIB = 2048
 DRAWN = 1 << 20
-KEEP = ("id_18", "id_19")
+LARGE, LARGE_TIMES = 2048, 4
+KEEP = ["id_18", "id_19"]
+PEER = "torch-rechub"
 NUMBER = "row_number"
 
 
@@ -143,18 +146,30 @@ def network(stage: Stage) -> Iterator[Found]:
     """Compare the network with bare products, half precision with it, and it with the whole way."""
     count, scorer, batches = stage.args.rows, stage.scorer, stage.batches()
     single, half = scorer.forward(), scorer.forward(precision="bfloat16")
+    threads, blocks = single.num_threads, -(-count // SCORE_ROWS)
+    products = Products(scorer.model, SCORE_ROWS, training=False)
+    factor, *made = (torch.randn(LARGE, LARGE) for _ in range(threads + 1))
     timings = interleave(
         {
-            "products": _products(scorer, count, single.num_threads),
+            "products": _pooled(lambda _: products.run(), blocks, threads),
+            "large": _pooled(
+                lambda number: torch.mm(factor, factor, out=made[number % threads]),
+                LARGE_TIMES * threads,
+                threads,
+            ),
             "network": lambda: _scores(single, batches),
             "half": lambda: _scores(half, batches),
             "whole": stage.whole,
         },
         rounds=stage.args.rounds,
     )
-    own = timings["network"]
-    per = -(-count // SCORE_ROWS) * SCORE_ROWS / count  # of products, the last block is full
-    yield Found("network alone, of bare products", count, own, timings["products"], 0.55, per)
+    own, flops = timings["network"], products.flops * count / SCORE_ROWS
+    per = {
+        "products": blocks * products.flops / flops,
+        "large": LARGE_TIMES * threads * 2 * LARGE**3 / flops,
+    }
+    for name, what in (("products", "its products"), ("large", f"a product of {LARGE} x {LARGE}")):
+        yield Found(f"network, of the FLOPs in {what}", count, own, timings[name], 0.55, per[name])
     note = f"rank correlation of a task's scores {_ranks(single, half, batches[0]):.6f} or more"
     yield Found("bfloat16, of float32", count, timings["half"], own, 1.8, note=note)
     yield Found("parquet to parquet, of network alone", count, timings["whole"], own, 0.85)
@@ -169,12 +184,10 @@ def _forget(target: Path) -> None:
         target.unlink()
 
 
-def _products(scorer: Scorer, num_rows: int, num_threads: int) -> Callable[[], object]:
-    """Return what computes the products of so many rows and nothing else, on as many threads."""
-    products = Products(scorer.model, SCORE_ROWS, training=False)
-    pool = ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,))
-    blocks = range(-(-num_rows // SCORE_ROWS))
-    return lambda: list(pool.map(lambda _: products.run(), blocks))
+def _pooled(run: Callable[[int], object], times: int, threads: int) -> Callable[[], object]:
+    """Return what runs it so many times, by number, on threads that compute alone."""
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    return lambda: deque(pool.map(run, range(times)), maxlen=0)
 
 
 def _scores(forward: Forward, batches: list[Batch]) -> list[list[torch.Tensor]]:
@@ -208,22 +221,26 @@ def peer(stage: Stage) -> Iterator[Found]:
         return
     some, rows = stage.folder / "some.parquet", min(args.rows, PEER_ROWS)
     pl.read_parquet(stage.file).head(rows).write_parquet(some)
-    own = Job(str(stage.model), str(some), args.threads, {"keep": KEEP})
-    its = Job(str(some), str(some), args.threads, {"keep": KEEP})
+    ours, given = Path(sys.executable), {"keep": KEEP}
+    own = Job(str(stage.model), str(some), args.threads, given)
+    half = replace(own, options=given | {"precision": "bfloat16"})
+    its = replace(own, train=str(some))
     with ExitStack() as stack:
         workers = started(
             {
-                "ours": stack.enter_context(Worker(Path(sys.executable), "ours_scores.py", own)),
-                "rechub": stack.enter_context(Worker(python, "rechub_scores.py", its)),
+                "": stack.enter_context(Worker(ours, "ours_scores.py", own)),
+                " in bfloat16": stack.enter_context(Worker(ours, "ours_scores.py", half)),
+                PEER: stack.enter_context(Worker(python, "rechub_scores.py", its)),
             }
         )
-        if len(workers) < 2:
+        if PEER not in workers:
             return
         for worker in workers.values():
             worker.ask("prepare")
         request = {"do": "score", "output": str(stage.folder / "ours.parquet")}
         timings = take_turns(workers, [request] * (args.rounds + 1), warm=1)
-    yield Found("parquet to parquet, of torch-rechub", rows, timings["ours"], timings["rechub"], 5)
+    for name in ("", " in bfloat16"):
+        yield Found(f"parquet to parquet{name}, of {PEER}", rows, timings[name], timings[PEER], 5)
 
 
 def processes(stage: Stage) -> Iterator[Found]:
@@ -254,11 +271,12 @@ def memory(stage: Stage) -> None:
     count = stage.args.memory
     source, target = stage.folder / "many.parquet", stage.folder / "many scores.parquet"
     _write_many(source, count)
-    job = Job(str(stage.model), str(source), stage.args.threads, {"keep": (NUMBER, *KEEP)})
+    given = {"keep": [NUMBER, *KEEP], "memory_mib": BUDGET_MIB}
+    job = Job(str(stage.model), str(source), stage.args.threads, given)
     with Worker(Path(sys.executable), "ours_scores.py", job) as worker:
         worker.wait_until_ready()
         worker.ask("prepare")
-        answer = worker.ask("score", output=str(target), memory_mib=BUDGET_MIB)
+        answer = worker.ask("score", output=str(target))
     more, seconds = answer["result"]["more_mb"], answer["wall"]
     verdict = "met" if more <= BUDGET_MIB else "MISSED"
     print(

@@ -12,7 +12,7 @@ from recsys_mtl import load, score_parquet
 
 
 class OursScores:
-    """Scores `Job.test` with the model folder `Job.train`; ``keep`` are columns to carry along."""
+    """Scores `Job.test` with the model folder `Job.train`; options are those of `score_parquet`."""
 
     def __init__(self, work: Job) -> None:
         self.work = work
@@ -21,15 +21,14 @@ class OursScores:
         """Load the model."""
         self.scorer = load(self.work.train, device="cpu").scorer
 
-    def score(self, output: str, memory_mib: int = 1024) -> dict[str, float]:
-        """Score all rows; return how many, and the memory that came on top of the model's."""
+    def score(self, output: str) -> dict[str, float]:
+        """Score all rows; return how many, and the most memory beside the model's in MiB."""
         reset_peak()
         before = memory_mb("VmRSS")
-        keep = self.work.options.get("keep", ())
         found = score_parquet(
-            self.scorer, self.work.test, output, keep=keep, memory_mib=memory_mib, overwrite=True
+            self.scorer, self.work.test, output, overwrite=True, **self.work.options
         )
-        Path(f"{output}.manifest.json").unlink()  # a later round is to score again
+        Path(f"{output}.manifest.json").unlink()  # the next round is to score again
         return {"rows": found.rows_out, "more_mb": memory_mb("VmHWM") - before}
 
 

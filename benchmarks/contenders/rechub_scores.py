@@ -21,12 +21,15 @@ class RechubScores(Rechub):
     def score(self, output: str) -> dict[str, float]:
         """Score all rows; the frame is made and nothing is written."""
         del output
-        rows = pd.read_parquet(self.work.test)
-        dataset = self.data.PredictDataset(self.frames.encode(rows))
-        loader = DataLoader(dataset, batch_size=BATCH, shuffle=False)
+        rows, frames = pd.read_parquet(self.work.test), self.frames
+        x = {name: frames.encoders[name].transform(rows[name]) for name in frames.ids}
+        scaled = frames.scaler.transform(rows[frames.numbers])
+        x |= dict(zip(frames.numbers, scaled.T, strict=True))
+        loader = DataLoader(self.data.PredictDataset(x), batch_size=BATCH, shuffle=False)
         scores = np.array(self.trainer.predict(self.trainer.model, loader), np.float32)
-        keep = list(self.work.options.get("keep", ()))
-        made = pd.concat([rows[keep], pd.DataFrame(scores, columns=list(LABELS))], axis=1)
+        made = pd.concat(
+            [rows[self.work.options["keep"]], pd.DataFrame(scores, columns=list(LABELS))], axis=1
+        )
         return {"rows": len(made)}
 
 
