@@ -36,6 +36,7 @@ bench: install
 	$(BIN)/python benchmarks/encoding.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/comparison.py
+	$(BIN)/python benchmarks/scoring.py --rows 200000 --pairs 600000
 	$(BIN)/python benchmarks/experts.py
 	$(BIN)/python benchmarks/balancing.py
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -120,11 +121,8 @@ class Profile:
             found = part.block.lists[place]
             counts[feature.name] = _several(feature, found, part)
         for feature, numbers in _dense_numbers(schema, layout, batch):
-            present = numbers[~np.isnan(numbers)]
-            edges = np.array(self.edges.get(feature.name, ()))
-            places = np.searchsorted(edges, present, side="right")
-            buckets = tuple(np.bincount(places, minlength=edges.size + 1).tolist())
-            null = numbers.size - present.size
+            buckets = _bucketed(numbers, self.edges.get(feature.name, ()))
+            null = numbers.size - sum(buckets)
             counts[feature.name] = Counts(numbers.size, null, buckets=buckets)
         return counts
 
@@ -154,6 +152,16 @@ def stability_index(trained: Counts, found: Counts) -> float | None:
         np.maximum(np.array(one.buckets) / sum(one.buckets), _FLOOR) for one in (trained, found)
     )
     return float(((q - p) * np.log(q / p)).sum())
+
+
+def _bucketed(numbers: _Numbers, edges: Sequence[float]) -> tuple[int, ...]:
+    """Count the numbers from each edge to the next; NaN is in no bucket."""
+    exact = np.array(edges)
+    narrow = exact.astype(np.float32)  # numbers are compared as they are, many times faster
+    narrow = np.where(narrow < exact, np.nextafter(narrow, np.float32(np.inf)), narrow)
+    above = [int(np.count_nonzero(numbers >= edge)) for edge in narrow]
+    known = numbers.size - int(np.count_nonzero(np.isnan(numbers)))
+    return tuple(more - fewer for more, fewer in itertools.pairwise([known, *above, 0]))
 
 
 def _sides(schema: Schema, batch: Batch) -> Iterator[tuple[tuple[Feature, ...], Part]]:

@@ -1,5 +1,6 @@
 """Parquet to parquet: whole, in order, the same bytes however often it was cut off."""
 
+import itertools
 import os
 import resource
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +10,9 @@ import polars as pl
 import pytest
 from pyarrow import parquet
 
-from recsys_mtl import score_parquet
+from recsys_mtl import score_parquet, scoring
 from recsys_mtl.errors import EncodingError
+from recsys_mtl.serving.run import Feed
 from recsys_mtl.serving.store import Store
 
 
@@ -62,6 +64,31 @@ def test_a_run_cut_off_goes_on_and_ends_with_the_same_bytes(scorer, folder, tmp_
     summary = score_parquet(scorer, folder, tmp_path / "s.parquet", part_rows=50)
     assert summary.resumed == 7
     assert (tmp_path / "s.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_a_run_that_goes_on_reads_as_many_rows_at_once_as_it_began_with(
+    scorer, table, tmp_path, monkeypatch
+):
+    """A bit of a score could differ between parts that were cut into other batches."""
+    score_parts, at_once = scoring.score_parts, []
+
+    def cut(work, feed, forward, chunk_rows, told):
+        at_once.append(chunk_rows)
+        if len(at_once) > 1:
+            return score_parts(work, feed, forward, chunk_rows, told)
+        score_parts(work, Feed(itertools.islice(feed, 2)), forward, chunk_rows, told)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scoring, "score_parts", cut)
+    rows = tmp_path / "rows.parquet"
+    wide = table.with_columns(note=pl.lit("x" * 200))  # so that memory allows few rows
+    wide.write_parquet(rows, row_group_size=250)
+    options = {"keep": ["note"], "part_rows": 250}
+    with pytest.raises(KeyboardInterrupt):
+        score_parquet(scorer, rows, tmp_path / "s.parquet", **options, memory_mib=64)
+    score_parquet(scorer, rows, tmp_path / "s.parquet", **options, memory_mib=1024)
+    score_parquet(scorer, rows, tmp_path / "other.parquet", **options, memory_mib=1024)
+    assert at_once[0] == at_once[1] < at_once[2]
 
 
 def test_a_broken_row_group_is_named_or_its_file_left_out(scorer, table, folder, tmp_path):
