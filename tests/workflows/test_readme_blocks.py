@@ -163,14 +163,19 @@ def test_every_command_ends_well(tables, tmp_path, monkeypatch) -> None:
 def test_a_cluster_gives_the_scores_of_one_process(
     name, tables, ranker, log, tmp_path, monkeypatch
 ) -> None:
-    pytest.importorskip(name)
+    engine = pytest.importorskip(name)
     monkeypatch.chdir(tables(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
     ranker.save("model")
-    exec(compile(CLUSTERS[name], name, "exec", dont_inherit=True), {})
+    left: dict[str, Any] = {}
+    try:
+        exec(compile(CLUSTERS[name], name, "exec", dont_inherit=True), left)
+    finally:
+        engine.shutdown() if name == "ray" else left["spark"].stop()
     keys = ["user_id", "item_id"]
-    found = pl.read_parquet(tmp_path / ("ray_scores" if name == "ray" else "spark_scores"))
+    written = tmp_path / ("ray_scores" if name == "ray" else "spark_scores")
+    found = pl.read_parquet(written / "*.parquet")
     direct = ranker.predict(log.rows(log.interactions.gather_every(2)))
     assert found.height == direct.height
     ordered = [frame.sort([*keys, "ctr", "interest", "rating"]) for frame in (found, direct)]

@@ -69,6 +69,12 @@ def test_value_lists_what_there_is():
         REPORT.value("rating", "auc")
 
 
+def test_value_lists_a_metric_of_several_slices_once():
+    found = tuple(Measurement("click", "auc", 0.5, 3, slice=name) for name in (None, "a", "b"))
+    with pytest.raises(KeyError, match=r"has: click/auc; slices by hour: a, b"):
+        Report(found, by="hour").value("click", "auc", slice="c")
+
+
 def test_html_escapes_names():
     report = Report((Measurement("<b>", "auc", 0.5, 3),), notes=("a < b",))
     assert report._repr_html_() == (
