@@ -33,7 +33,11 @@ from recsys_mtl.spec import Spec, differences, spec
 REQUIRED = {"name": "x", "label": "y", "num_classes": 3, "dim": 2}
 REQUIRED |= {"feature": "x", "shape": (1, 8, 8), "key": "k"}
 ALSO = {"previous": {"column": "c"}, "as_of_history": {"column": "c"}}
-NEVER = {("recency", "column"), ("as_of_history", "separator")}  # refused, whatever the value
+NEVER = {  # refused, whatever the value
+    ("recency", "column"),
+    ("as_of_history", "separator"),
+    ("multiclass", "teacher"),
+}
 
 ID = {"column": "c", "num_buckets": 1000, "embedding_dim": 4, "min_count": 2, "table": "t"}
 ID |= {"vocabulary": 9, "dropout": 0.1}
@@ -44,6 +48,7 @@ AS_OF = {"label": "z", "statistic": "sum", "window": "7d", "period": "12h", "smo
 AS_OF |= {"prior": "p", "residual": True}
 HISTORY = {name: value for name, value in LISTED.items() if name != "separator"}
 TASK = {"label": "z", "weight": 0.5, "sample_weight": "w", "within": "p", "parents": ("q",)}
+TAUGHT = {"teacher": "t", "teacher_share": 0.25}
 BINARY = {"joint": "j", "loss": "focal", "focal_gamma": 1.0, "positive_weight": 3.0}
 RANKING = {"ranking": "listwise", "ranking_share": 0.5, "group": "g"}
 CHANGED: dict[str, dict[str, Any]] = {
@@ -56,11 +61,18 @@ CHANGED: dict[str, dict[str, Any]] = {
     "previous": NUMBER | {"key": "u", "column": "d"},
     "as_of_history": HISTORY | {"column": "d", "key": "u", "where_label": "w", "period": "1d"},
     "vector": {"column": "c", "dim": 5},
-    "binary": TASK | BINARY | RANKING,
-    "regression": TASK | {"loss": "bins", "huber_delta": 0.5, "num_bins": 9, "bounds": (1.0, 5.0)},
-    "multiclass": TASK | {"num_classes": 4, "class_weights": (1.0, 2.0, 1.0, 1.0)},
+    "binary": TASK | TAUGHT | BINARY | RANKING,
+    "regression": TASK
+    | TAUGHT
+    | {"loss": "bins", "huber_delta": 0.5, "num_bins": 9, "bounds": (1.0, 5.0)},
+    "multiclass": TASK
+    | {"teacher_share": 0.25, "num_classes": 4, "class_weights": (1.0, 2.0, 1.0, 1.0)},
 }
-TOGETHER = {"as_of": {"statistic": "mean", "column": None}}  # where two values exclude each other
+TOGETHER: dict[str, dict[str, Any]] = {  # where two values exclude each other
+    "as_of": {"statistic": "mean", "column": None},
+    "binary": {"teacher": None},
+    "regression": {"teacher": None},
+}
 COMPANIONS: dict[str, dict[str, Any]] = {  # values that have no meaning alone
     "as_of.column": {"label": None},
     "as_of.residual": {"prior": "p"},
