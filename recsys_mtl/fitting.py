@@ -26,6 +26,7 @@ from recsys_mtl.spec import Spec, spec
 from recsys_mtl.together import Together
 from recsys_mtl.training import (
     CheckpointFile,
+    CheckpointPart,
     Checkpoints,
     Processes,
     Trained,
@@ -81,7 +82,7 @@ class Fitted:
     trained
         How the run went.
     training
-        What a later run needs to go on, beside the weights; several processes keep none.
+        What a later run needs to go on, beside the weights; None where there is no model.
     notes
         What a warm start found changed, in words.
     as_of
@@ -270,11 +271,6 @@ class Fit:
     def _run_together(
         self, processes: Processes, schema: Schema, rows: Rows, valid: Rows | None
     ) -> Fitted:
-        for what, given in (("checkpoints", self.checkpoints), ("a warm start", self.start)):
-            if given is not None:
-                raise SchemaError(
-                    f"{what} must be left out where {processes.world} processes train together."
-                )
         started = time.perf_counter()
         run = Together(
             processes,
@@ -282,15 +278,24 @@ class Fit:
             self.settings,
             self.seed,
             None if self.cache is None else Path(self.cache.folder),
+            self.start,
             self.progress,
         )
         encoder, batch, valid_batch = run.encode(rows, valid)
         memory_bytes = self._memory_bytes(batch)
         encode_seconds = time.perf_counter() - started
-        model, trained = run.train(encoder, rows, batch, valid_batch, memory_bytes=memory_bytes)
-        if model is not None:
-            model.to(self.device)
-        return Fitted(encoder, model, _with_encoding(trained, encode_seconds), None, [])
+        found = run.train(
+            encoder,
+            rows,
+            batch,
+            valid_batch,
+            checkpoint=self._checkpoint(schema, batch, valid_batch, processes),
+            memory_bytes=memory_bytes,
+        )
+        if found.model is not None:
+            found.model.to(self.device)
+        trained = _with_encoding(found.trained, encode_seconds)
+        return Fitted(encoder, found.model, trained, found.training, found.notes)
 
     def _encode(
         self, encoder: Encoder, rows: Rows, valid: Rows | None
@@ -323,9 +328,13 @@ class Fit:
         return found * _MIB
 
     def _checkpoint(
-        self, schema: Schema, train: Batch, valid: Batch | None
+        self,
+        schema: Schema,
+        train: Batch,
+        valid: Batch | None,
+        processes: Processes | None = None,
     ) -> CheckpointFile | None:
-        """Return the checkpoint of the run on these rows, if one is kept."""
+        """Return the checkpoint of the run on these rows, or this process's part, if one is kept."""
         if self.checkpoints is None:
             return None
         identity = {
@@ -338,7 +347,9 @@ class Fit:
             "memory_mib": None if self.cache is None else self.cache.memory_mib,
             "warm start": None if self.start is None else f"{self.start.fingerprint():08x}",
         }
-        return CheckpointFile(self.checkpoints, self.name, identity)
+        if processes is None:
+            return CheckpointFile(self.checkpoints, self.name, identity)
+        return CheckpointPart(self.checkpoints, self.name, identity, processes=processes)
 
 
 def _placed(what: str, kind: type[Place], found: Place | str | Path | None) -> Place | None:

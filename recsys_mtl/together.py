@@ -10,12 +10,40 @@ from torch import Tensor
 
 from recsys_mtl.encoding import Batch, EncodedCache, Encoder
 from recsys_mtl.encoding.labels import read_labels
+from recsys_mtl.model_dir import TrainingTensors
 from recsys_mtl.network import MultiTaskModel
 from recsys_mtl.reading import Rows
 from recsys_mtl.schema import Schema
 from recsys_mtl.settings import Settings, build_network, check_rows
-from recsys_mtl.training import Processes, Trained, Trainer, seeded
-from recsys_mtl.training.distributed import broadcast_, broadcast_state, share, whole_state
+from recsys_mtl.training import CheckpointFile, Processes, Trained, Trainer, seeded
+from recsys_mtl.training.distributed import (
+    broadcast_,
+    broadcast_state,
+    share,
+    whole_rows,
+    whole_state,
+)
+from recsys_mtl.warm import WarmStart, keep_training
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What processes have trained together.
+
+    Parameters
+    ----------
+    model, training
+        The whole model, on the CPU, and the state of its optimizers, in process 0; None in others.
+    trained
+        How the run went, as this process saw it.
+    notes
+        What a warm start found changed, in words.
+    """
+
+    model: MultiTaskModel | None
+    training: TrainingTensors | None
+    trained: Trained
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -36,6 +64,8 @@ class Together:
         Of weights and row order.
     cache_folder
         Where encoded rows are kept; None: in memory.
+    start
+        The model that the run goes on from, the same in all; None: it begins afresh.
     progress
         Whether process 0 shows progress bars.
     """
@@ -45,13 +75,15 @@ class Together:
     settings: Settings
     seed: int
     cache_folder: Path | None = None
+    start: WarmStart | None = None
     progress: bool | None = None
 
     def encode(self, rows: Rows, valid: Rows | None) -> tuple[Encoder, Batch, Batch | None]:
         """Learn the encoder in process 0; encode this process's share of the rows."""
         processes = self.processes
         first = processes.rank == 0
-        state = Encoder(self.schema).fit(rows).state() if first else None
+        known = None if self.start is None else self.start.encoder
+        state = Encoder(self.schema).fit(rows, known=known).state() if first else None
         encoder = Encoder.from_state(self.schema, *broadcast_state(state, processes))
         start, stop = share(rows.count(), processes.rank, processes.world)
         own = rows.slice(start, stop)
@@ -75,9 +107,10 @@ class Together:
         batch: Batch,
         valid: Batch | None,
         *,
+        checkpoint: CheckpointFile | None = None,
         memory_bytes: int | None = None,
-    ) -> tuple[MultiTaskModel | None, Trained]:
-        """Train on encoded rows; process 0 gets the whole model, on the CPU, others None.
+    ) -> Joined:
+        """Train on encoded rows.
 
         Parameters
         ----------
@@ -85,6 +118,8 @@ class Together:
             What `encode` returned, and the rows that it was given.
         batch, valid
             This process's share of the rows, and the validation rows.
+        checkpoint
+            Where this process keeps its part of the state now and then.
         memory_bytes
             What training rows may take in memory at a time; None: all are there.
         """
@@ -95,6 +130,7 @@ class Together:
                 labels = self._labels(rows)
                 check_rows(self.schema, labels, valid)
                 model.learn_outputs(labels)
+            warm = None if self.start is None else self.start.plant(encoder, model, self.settings)
             model.to(processes.device)
             broadcast_(_alike(model), processes)
             torch.manual_seed(self.seed + processes.rank)  # other dropout on other rows
@@ -106,14 +142,18 @@ class Together:
                 progress=self.progress if processes.rank == 0 else False,
                 processes=processes,
             )
+            if warm is not None:
+                warm.hand_over(trainer.stepper)
             batch.release()
-            trained = trainer.fit(batch, valid, memory_bytes=memory_bytes)
+            trained = trainer.fit(batch, valid, checkpoint=checkpoint, memory_bytes=memory_bytes)
+            notes = [] if warm is None else warm.notes
             state = whole_state(model)
-            if state is None:
-                return None, trained
+            training = whole_rows(keep_training(trainer.stepper, trained), model)
+            if state is None or training is None:
+                return Joined(None, None, trained, notes)
             whole = build_network(encoder, self.settings)
             whole.load_state_dict(state)
-            return whole.eval(), trained
+            return Joined(whole.eval(), TrainingTensors(training), trained, notes)
 
     def _labels(self, rows: Rows) -> Batch:
         """Read the labels of all rows, and nothing else."""

@@ -19,6 +19,7 @@ from recsys_mtl.training.balancing import (
     check_signs,
 )
 from recsys_mtl.training.checkpoint import CheckpointFile, Checkpoints, checksum, rows_identity
+from recsys_mtl.training.checkpoint_parts import CheckpointPart
 from recsys_mtl.training.config import TrainConfig, monitor_parts
 from recsys_mtl.training.distributed import (
     Processes,
@@ -61,6 +62,7 @@ __all__ = [
     "Balance",
     "CAGrad",
     "CheckpointFile",
+    "CheckpointPart",
     "Checkpoints",
     "DualProj",
     "FairGrad",

@@ -107,28 +107,31 @@ class CheckpointFile:
         ModelDirError
             If the file is damaged, or belongs to another run.
         """
-        if not self.path.exists():
-            return None
+        check_parts(self.path, world=1)
+        return self._read(self.path, device) if self.path.exists() else None
+
+    def _read(self, path: Path, device: torch.device) -> Snapshot:
+        """Return the state in a file, if it is one of this run."""
         try:
-            with safe_open(self.path, framework="pt", device=str(device)) as file:
+            with safe_open(path, framework="pt", device=str(device)) as file:
                 header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
-            raise ModelDirError(f"{self.path} must be a checkpoint. Found: {error}.") from error
+            raise ModelDirError(f"{path} must be a checkpoint. Found: {error}.") from error
         if header.get("version") != CHECKPOINT_VERSION:
             raise ModelDirError(
-                f"{self.path} must be a checkpoint of version {CHECKPOINT_VERSION}. Found"
+                f"{path} must be a checkpoint of version {CHECKPOINT_VERSION}. Found"
                 f" {header.get('version')}."
             )
         changed = differences(header["identity"], self.identity)
         if changed:
-            told = [f"{path} was {was!r}, and is {now!r}" for path, was, now in changed]
+            told = [f"{where} was {was!r}, and is {now!r}" for where, was, now in changed]
             more = f"; and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else ""
             raise ModelDirError(
-                f"{self.path} is the checkpoint of another run: {'; '.join(told[:_MOST_TOLD])}{more}."
+                f"{path} is the checkpoint of another run: {'; '.join(told[:_MOST_TOLD])}{more}."
                 " Give the run its own tables and settings again, or another folder."
             )
-        _log.info("going on from %s", self.path)
+        _log.info("going on from %s", path)
         return Snapshot(header["values"], tensors)
 
     def is_due(self) -> bool:
@@ -140,14 +143,18 @@ class CheckpointFile:
 
     def save(self, snapshot: Snapshot) -> None:
         """Write a state in place of the last one."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._write(self.path, snapshot)
+
+    def _write(self, path: Path, snapshot: Snapshot) -> None:
+        """Write a state, as a whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         header = {
             "version": CHECKPOINT_VERSION,
             "identity": self.identity,
             "values": snapshot.values,
         }
         # a folder of its own, as safetensors has a temporary file, too, which a crash would leave
-        aside = self.path.with_name(self.path.name + _ASIDE)
+        aside = path.with_name(path.name + _ASIDE)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         try:
@@ -156,10 +163,44 @@ class CheckpointFile:
             save_file(tensors, written, metadata={_HEADER: json.dumps(header)})
             with written.open("rb") as file:
                 os.fsync(file.fileno())
-            written.replace(self.path)
+            written.replace(path)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         self._steps, self._saved_at = 0, time.monotonic()
+
+
+def check_parts(whole: Path, *, world: int) -> None:
+    """Refuse to go on from what another number of processes has kept.
+
+    Parameters
+    ----------
+    whole
+        File of a process that is alone; each of several keeps a part beside it (`part_name`).
+    world
+        How many processes there are.
+
+    Raises
+    ------
+    ModelDirError
+        If there are files of a run of the same name by more or fewer processes.
+    """
+    found = {int(file.stem.rpartition("-of-")[2]) for file in whole.parent.glob(_parts(whole))}
+    if whole.exists():
+        found.add(1)
+    if found - {world}:
+        raise ModelDirError(
+            f"{whole.parent} must hold the checkpoint of {world} processes. Found that of"
+            f" {max(found - {world})}: start as many again, or give the run another folder."
+        )
+
+
+def part_name(whole: Path, number: int, rank: int, world: int) -> Path:
+    """Return the file of one of several processes, of a checkpoint of this number."""
+    return whole.with_name(f"{whole.stem}.{number}.{rank}-of-{world}{_SUFFIX}")
+
+
+def _parts(whole: Path) -> str:
+    return f"{whole.stem}.*-of-*{_SUFFIX}"
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

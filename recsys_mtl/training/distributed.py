@@ -176,6 +176,32 @@ def whole_state(model: MultiTaskModel) -> dict[str, Tensor] | None:
     return {name: value.cpu() for name, value in own.items()} | tables
 
 
+def whole_rows(tensors: Mapping[str, Tensor], model: MultiTaskModel) -> dict[str, Tensor] | None:
+    """Return what a run keeps for a later one, with the rows of all processes, in process 0.
+
+    Others get None.
+
+    Parameters
+    ----------
+    tensors
+        Of the CPU, by name: ``table.<number>.<name>`` and ``known.<number>`` have a row for each row of a
+        table that this process holds, all else is the same in all processes.
+    model
+        The tables.
+    """
+    whole, tables = dict(tensors), model.embeddings.each()
+    for name, own in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind in {"table", "known"}:
+            table = tables[int(rest.partition(".")[0])]
+            sent = own.to(table.weight_RD.device)
+            sent = sent.to(torch.uint8) if own.dtype == torch.bool else sent  # gloo has no bool
+            found = table.shard.gather(sent, table.all_rows)
+            if found is not None:
+                whole[name] = found.to(own.dtype)
+    return None if model.embeddings.shard.rank else whole
+
+
 def _broadcast_bytes(content: bytes | None, processes: Processes) -> bytes:
     """Give every process the bytes of process 0, which alone has any."""
     size = torch.tensor(0 if content is None else len(content), device=processes.device)
