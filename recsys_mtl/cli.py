@@ -113,11 +113,13 @@ def train(
         cache=settings.run.cache,
         warm_start=_renamed(warm_start, renamed or []),
     )
-    for note in ranker.warm_start_notes_:
-        typer.echo(f"warm start: {note}")
     if not hasattr(ranker, "scorer_"):  # one of several processes, of which the first has the model
         finish_processes()
+        if kept is not None:
+            kept.clear()
         os._exit(0)  # threads of the group may abort an orderly exit, and with it the whole run
+    for note in ranker.warm_start_notes_:
+        typer.echo(f"warm start: {note}")
     ranker.save(model)
     if kept is not None:
         kept.clear()

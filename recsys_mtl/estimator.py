@@ -54,10 +54,12 @@ from recsys_mtl.training import (
     TowerOptimizer,
     Trained,
     monitor_parts,
+    refuse_processes,
 )
 from recsys_mtl.warm import Renamed, WarmStart
 
 _MMOE, _TOWERS, _PLAIN = MMoE(), Towers(), NoInteraction()
+_NOT_FITTED = "The ranker must be fitted or loaded first: call fit or load."
 _ADAM, _ADAGRAD, _FIXED, _STEADY = Adam(), RowWiseAdagrad(), Fixed(), Schedule()
 _SETTINGS = tuple(setting.name for setting in fields(Settings))
 
@@ -260,11 +262,12 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         Raises
         ------
         SchemaError, EncodingError
-            As in `fit`; the ranker stays as it was.
+            As in `fit`, and in several processes; the ranker stays as it was.
         """
         refuse_labels(y)
         settings = self._settings()
         check_alone(settings, "partial_fit")
+        refuse_processes("partial_fit", find_device(self.device))
         start = _start(self, resume=True) if hasattr(self, "settings_") else None
         schedule = replace(settings.schedule, decay="none") if start is None else _STEADY
         once = replace(settings, max_epochs=1, monitor="loss", schedule=schedule)
@@ -340,7 +343,10 @@ clip_norm, average, precision, compile, monitor, patience, reset_tables, observe
         """The fitted scorer, for services that need nothing else."""
         fitted: Scorer | None = getattr(self, "scorer_", None)
         if fitted is None:
-            raise NotFittedError("The ranker must be fitted or loaded first: call fit or load.")
+            first = (
+                "The first of several processes has the model: save it there, and load the folder."
+            )
+            raise NotFittedError(first if hasattr(self, "settings_") else _NOT_FITTED)
         return fitted
 
     def _chosen(self, settings: Settings, start: WarmStart | None) -> Fit:

@@ -31,6 +31,7 @@ from recsys_mtl.training import (
     Processes,
     Trained,
     Trainer,
+    check_alike,
     evaluate_rows,
     rows_identity,
     seeded,
@@ -168,7 +169,8 @@ class Fit:
         EncodingError
             If there are no rows, or none with labels, or they contradict the schema.
         SchemaError
-            If features of earlier rows are asked for together with what they do not go with.
+            If features of earlier rows are asked for together with what they do not go with, or several
+            processes with a run that one began, or were given different things.
         """
         processes = start_processes(self.device)
         self._check_computed(schema, processes)
@@ -272,6 +274,7 @@ class Fit:
         self, processes: Processes, schema: Schema, rows: Rows, valid: Rows | None
     ) -> Fitted:
         started = time.perf_counter()
+        self._check_alike(schema, processes)
         run = Together(
             processes,
             schema,
@@ -296,6 +299,18 @@ class Fit:
             found.model.to(self.device)
         trained = _with_encoding(found.trained, encode_seconds)
         return Fitted(encoder, found.model, trained, found.training, found.notes)
+
+    def _check_alike(self, schema: Schema, processes: Processes) -> None:
+        """Refuse processes that were given other things than their like; folders may differ."""
+        kept = self.checkpoints
+        given = {
+            "schema": schema.to_dict(),
+            "settings": self.settings.to_dict(),
+            "checkpoints": None if kept is None else [kept.every_minutes, kept.every_steps],
+            "cache": None if self.cache is None else self.cache.memory_mib,
+            "warm start": None if self.start is None else self.start.fingerprint(),
+        }
+        check_alike(given, processes)
 
     def _encode(
         self, encoder: Encoder, rows: Rows, valid: Rows | None

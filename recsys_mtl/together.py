@@ -144,9 +144,9 @@ class Together:
             )
             if warm is not None:
                 warm.hand_over(trainer.stepper)
+            notes, warm = [] if warm is None else warm.notes, None
             batch.release()
             trained = trainer.fit(batch, valid, checkpoint=checkpoint, memory_bytes=memory_bytes)
-            notes = [] if warm is None else warm.notes
             state = whole_state(model)
             training = whole_rows(keep_training(trainer.stepper, trained), model)
             if state is None or training is None:

@@ -115,7 +115,9 @@ class Shard:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
 
-    def gather(self, own_X: Tensor, num_rows: int) -> Tensor | None:
+    def gather(
+        self, own_X: Tensor, num_rows: int, *, device: torch.device | None = None
+    ) -> Tensor | None:
         """Put together what processes hold, piece by piece; collective.
 
         Parameters
@@ -124,6 +126,8 @@ class Shard:
             Weights, or another tensor with a row for each row that this process holds.
         num_rows
             Height of the whole table.
+        device
+            From where pieces are sent; by default where `own_X` is.
 
         Returns
         -------
@@ -137,7 +141,7 @@ class Shard:
         height = -(-num_rows // self.world)
         for start in range(0, height, GATHERED_ROWS):
             stop = min(start + GATHERED_ROWS, height)
-            held = own_X[start:stop].detach()
+            held = own_X[start:stop].detach().to(device or own_X.device)
             piece = held.new_zeros(stop - start, *held.shape[1:])
             piece[: len(held)] = held  # the last row may be another process's alone
             pieces = None if whole is None else [torch.empty_like(piece) for _ in range(self.world)]

@@ -23,8 +23,10 @@ from recsys_mtl.training.checkpoint_parts import CheckpointPart
 from recsys_mtl.training.config import TrainConfig, monitor_parts
 from recsys_mtl.training.distributed import (
     Processes,
+    check_alike,
     end_processes,
     finish_processes,
+    refuse_processes,
     start_processes,
 )
 from recsys_mtl.training.evaluate import (
@@ -86,6 +88,7 @@ __all__ = [
     "Uncertainty",
     "build_optimizers",
     "check_accumulation",
+    "check_alike",
     "check_losses",
     "check_signs",
     "check_towers",
@@ -95,6 +98,7 @@ __all__ = [
     "finish_processes",
     "headline_score",
     "monitor_parts",
+    "refuse_processes",
     "rows_identity",
     "seeded",
     "sizes_of",

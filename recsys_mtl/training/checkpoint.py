@@ -6,6 +6,7 @@ the process dies, the file is the last whole one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recsys_mtl.encoding import Batch
+from recsys_mtl.encoding.entry import sync_folder
 from recsys_mtl.encoding.mapped import release
 from recsys_mtl.errors import ModelDirError
 from recsys_mtl.spec import Spec, differences, spec
@@ -36,6 +38,7 @@ _HEADER = "recsys_mtl checkpoint"
 _SUFFIX = ".checkpoint"
 _ASIDE = ".writing"
 _MOST_TOLD = 8
+_AFRESH = "Give the run another folder to begin afresh."
 
 
 @spec
@@ -43,7 +46,8 @@ class Checkpoints(Spec):
     """Where a training run keeps its state, and how often.
 
     The state of a run that has ended stays, too: the same call then gives the same model at once. Call
-    `clear` when the model is saved.
+    `clear` when the model is saved; of several processes the first, which saves it, and where each
+    machine has a folder of its own then the others.
 
     Parameters
     ----------
@@ -61,14 +65,15 @@ class Checkpoints(Spec):
     every_steps: Annotated[int, Field(ge=1)] | None = None
 
     def clear(self) -> None:
-        """Delete the checkpoints and, if nothing else is in it, the folder."""
+        """Delete the checkpoints and, if nothing else is in it, the folder; others may do so at once."""
         folder = Path(self.folder)
         for aside in folder.glob(f"*{_SUFFIX}{_ASIDE}"):
-            shutil.rmtree(aside)
+            shutil.rmtree(aside, ignore_errors=True)
         for file in folder.glob(f"*{_SUFFIX}"):
-            file.unlink()
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 @dataclass(frozen=True)
@@ -117,11 +122,13 @@ class CheckpointFile:
                 header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
-            raise ModelDirError(f"{path} must be a checkpoint. Found: {error}.") from error
+            raise ModelDirError(
+                f"{path} must be a checkpoint. Found: {error}. {_AFRESH}"
+            ) from error
         if header.get("version") != CHECKPOINT_VERSION:
             raise ModelDirError(
                 f"{path} must be a checkpoint of version {CHECKPOINT_VERSION}. Found"
-                f" {header.get('version')}."
+                f" {header.get('version')}. {_AFRESH}"
             )
         changed = differences(header["identity"], self.identity)
         if changed:
@@ -164,6 +171,7 @@ class CheckpointFile:
             with written.open("rb") as file:
                 os.fsync(file.fileno())
             written.replace(path)
+            sync_folder(path.parent)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         self._steps, self._saved_at = 0, time.monotonic()

@@ -1,16 +1,20 @@
 """Checkpoints of several processes: each writes its part, and all go on from the same moment.
 
 A checkpoint counts once every process has written its part of it; only then do the parts of the one
-before go. Whenever some or all processes die, the last one that counts is whole.
+before go. Whenever some or all processes die, the last one that counts is whole. An error of one process
+is the end of all, and nothing is deleted before all can go on.
 """
 
 from __future__ import annotations
 
+import logging
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from recsys_mtl.errors import ModelDirError
 from recsys_mtl.training.checkpoint import (
@@ -22,11 +26,17 @@ from recsys_mtl.training.checkpoint import (
 )
 from recsys_mtl.training.distributed import Processes
 
+_log = logging.getLogger(__name__)
+
+_MOMENT = "moment"
+_MOMENT_BITS = 62
+
 
 class CheckpointPart(CheckpointFile):
     """The part of a run's checkpoint that one of several processes keeps; methods are collective.
 
-    The folder may be one that all processes see, or one of each machine.
+    The folder may be one that all processes see, or one of each machine. In each stay the parts of the
+    ranks that wrote them: parts of different moments, as of machines that changed places, are refused.
 
     Parameters
     ----------
@@ -54,21 +64,37 @@ class CheckpointPart(CheckpointFile):
         Raises
         ------
         ModelDirError
-            If this process's part is damaged or lost, or belongs to another run.
+            In all processes, if a part is damaged, lost, of another moment or of another run.
         """
-        check_parts(self.path, world=self.processes.world)
+        error: Exception | None = None
+        try:
+            check_parts(self.path, world=self.processes.world)
+        except ModelDirError as found:
+            error = found
+        self._agree(error)
         last = max(self._found(), default=0)
-        self._number = -self._most(-last)
-        self._keep_only(self._number)
-        if self._number == 0:
-            return None
-        path = self._part(self._number)
-        if not path.exists():
-            raise ModelDirError(
-                f"{path} must be there, as other processes have their parts of this checkpoint. Found"
-                " none: put it back, or give the run another folder."
-            )
-        return self._read(path, device)
+        number, newest = self._least(last), self._most(last)
+        # whenever they die, their last parts are of two successive checkpoints at most
+        if last < newest - 1:
+            error = ModelDirError(self._lost(newest))
+        elif number > 0 and not self._part(number).exists():
+            error = ModelDirError(self._lost(number))
+        snapshot = None
+        if error is None and number > 0:
+            try:
+                snapshot = self._read(self._part(number), device)
+            except ModelDirError as found:
+                error = found
+        self._agree(error)
+        if snapshot is not None:
+            moment = int(snapshot.values.pop(_MOMENT))
+            if self._least(moment) != self._most(moment):
+                raise ModelDirError(self._mixed(number))
+        self._number = number
+        self._keep_only(number)
+        if snapshot is None:
+            _log.info("no checkpoint in %s: beginning afresh", self.path.parent)
+        return snapshot
 
     def is_due(self) -> bool:
         """Tell whether a checkpoint is due in any of the processes."""
@@ -76,13 +102,46 @@ class CheckpointPart(CheckpointFile):
 
     def save(self, snapshot: Snapshot) -> None:
         """Write this process's part of the next checkpoint; when all have, delete that of the last."""
+        moment = self._most(secrets.randbits(_MOMENT_BITS))
+        error: Exception | None = None
+        try:
+            named = Snapshot(snapshot.values | {_MOMENT: moment}, snapshot.tensors)
+            self._write(self._part(self._number + 1), named)
+        except (OSError, SafetensorError) as found:
+            error = found
+        self._agree(error)
         self._number += 1
-        self._write(self._part(self._number), snapshot)
-        self._most(0)
         self._keep_only(self._number)
+
+    def _agree(self, error: Exception | None) -> None:
+        """Raise in all processes where there is an error in one."""
+        failed = bool(self._most(int(error is not None)))
+        if error is not None:
+            raise error
+        if failed:
+            raise ModelDirError(
+                f"All processes must have their parts of the checkpoint in {self.path.parent}. Another"
+                " process has not: its own error says why. Nothing was deleted."
+            )
+
+    def _lost(self, number: int) -> str:
+        found = sorted(part.name for part in self._found().values())
+        return (
+            f"{self._part(number)} must be there, as other processes have their parts. Found"
+            f" {', '.join(found) or 'none'}: put it back, or give the run another folder to begin afresh."
+        )
+
+    def _mixed(self, number: int) -> str:
+        return (
+            f"{self._part(number)} and the other processes' parts must be of one moment. Found others:"
+            " give each rank the folder that it wrote, or the run another folder to begin afresh."
+        )
 
     def _most(self, count: int) -> int:
         return self.processes.shard.most(count, self.processes.device)
+
+    def _least(self, count: int) -> int:
+        return -self._most(-count)
 
     def _part(self, number: int) -> Path:
         return part_name(self.path, number, self.processes.rank, self.processes.world)

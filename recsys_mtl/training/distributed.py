@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +25,7 @@ from safetensors.numpy import save as save_arrays
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from recsys_mtl.errors import SchemaError
 from recsys_mtl.network import MultiTaskModel, Shard
 
 Array = npt.NDArray[np.generic]
@@ -91,6 +93,22 @@ def start_processes(device: torch.device | str) -> Processes | None:
     return Processes(dist.get_rank(), dist.get_world_size(), local_rank, place)
 
 
+def refuse_processes(what: str, device: torch.device) -> None:
+    """Refuse what one process does alone.
+
+    Raises
+    ------
+    SchemaError
+        If there are several.
+    """
+    processes = start_processes(device)
+    if processes is not None:
+        raise SchemaError(
+            f"{what} is for one process. Found {processes.world}: save the model, and call"
+            " fit(warm_start=folder) in each."
+        )
+
+
 def end_processes() -> None:
     """Leave the group of processes, if there is one."""
     if dist.is_initialized():
@@ -102,6 +120,34 @@ def finish_processes() -> None:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+
+
+def check_alike(given: Mapping[str, Any], processes: Processes) -> None:
+    """Refuse a run whose processes were not all given the same; collective.
+
+    Parameters
+    ----------
+    given
+        JSON values by name.
+    processes
+        Who takes part.
+
+    Raises
+    ------
+    SchemaError
+        In all processes, naming what differs.
+    """
+    unlike = []
+    for name, value in given.items():
+        number = zlib.crc32(json.dumps(value, sort_keys=True).encode())
+        most = [processes.shard.most(n, processes.device) for n in (number, -number)]
+        if most[0] != -most[1]:
+            unlike.append(name)
+    if unlike:
+        raise SchemaError(
+            f"All {processes.world} processes must be given the same {', '.join(unlike)}. Found others:"
+            " let each run the same lines, whatever its rank."
+        )
 
 
 def share(num_rows: int, rank: int, world: int) -> tuple[int, int]:
@@ -194,9 +240,8 @@ def whole_rows(tensors: Mapping[str, Tensor], model: MultiTaskModel) -> dict[str
         kind, _, rest = name.partition(".")
         if kind in {"table", "known"}:
             table = tables[int(rest.partition(".")[0])]
-            sent = own.to(table.weight_RD.device)
-            sent = sent.to(torch.uint8) if own.dtype == torch.bool else sent  # gloo has no bool
-            found = table.shard.gather(sent, table.all_rows)
+            sent = own.to(torch.uint8) if own.dtype == torch.bool else own  # gloo has no bool
+            found = table.shard.gather(sent, table.all_rows, device=table.weight_RD.device)
             if found is not None:
                 whole[name] = found.to(own.dtype)
     return None if model.embeddings.shard.rank else whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -64,6 +65,18 @@ def _together(
     folder: Path, work: Callable[[CheckpointPart], Any], *, world: int = WORLD, **settings: Any
 ) -> list[Any]:
     """Let each process do the work; an error of one is the end of all."""
+    found = _each(folder, work, world=world, **settings)
+    errors = [one for one in found if isinstance(one, BaseException)]
+    first = [one for one in errors if not isinstance(one, threading.BrokenBarrierError)]
+    if first:
+        raise first[0]
+    return found
+
+
+def _each(
+    folder: Path, work: Callable[[CheckpointPart], Any], *, world: int = WORLD, **settings: Any
+) -> list[Any]:
+    """Let each process do the work; return what it gives, or its error."""
     meeting = Meeting(world)
     kept = Checkpoints(str(folder), every_minutes=FOREVER, **settings)
 
@@ -71,17 +84,13 @@ def _together(
         seat: Any = Seat(meeting, rank, world)
         try:
             return work(CheckpointPart(kept, "fit", {"share": rank}, processes=seat))
-        except BaseException:
+        except DiedError:
             meeting.end()
             raise
 
     with ThreadPoolExecutor(world) as threads:
         running = [threads.submit(run, rank) for rank in range(world)]
-    errors = [one.exception() for one in running]
-    first = [one for one in errors if one and not isinstance(one, threading.BrokenBarrierError)]
-    if first:
-        raise first[0]
-    return [one.result() for one in running]
+    return [one.exception() or one.result() for one in running]
 
 
 def _saved(number: int) -> Callable[[CheckpointPart], Snapshot | None]:
@@ -166,17 +175,86 @@ def test_another_number_of_processes_is_refused(before: int, now: int, tmp_path:
     assert sorted(tmp_path.iterdir()) == files
 
 
-def test_a_part_that_is_lost_or_of_other_rows_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [None, 1, 2, 3, 5, 7, 9])
+def test_a_lost_part_is_said_by_all_and_nothing_is_deleted(
+    number: int | None, tmp_path: Path
+) -> None:
+    """One process sees another checkpoint than the last, which the others have, or none."""
+    _together(tmp_path, _saved(5))
+    part = tmp_path / "fit.5.1-of-3.checkpoint"
+    if number is None:
+        part.unlink()
+    elif number != 5:
+        part.rename(part.with_name(f"fit.{number}.1-of-3.checkpoint"))
+    files = sorted(tmp_path.iterdir())
+    found = _each(tmp_path, _saved(0))
+    if number == 5:
+        assert [one.values["done"] for one in found] == [5] * WORLD
+        return
+    assert [type(one) for one in found] == [ModelDirError] * WORLD
+    said = [str(one) for one in found if "Another process" not in str(one)]
+    assert said
+    assert all("checkpoint must be there" in one for one in said)
+    assert sorted(tmp_path.iterdir()) == files
+
+
+def test_one_process_that_lost_the_checkpoint_before_says_so(tmp_path: Path) -> None:
+    """Two have written the next; the third, whose last is the one before that, has lost one."""
+    _together(tmp_path, _saved(2))
+    for rank in (0, 2):
+        part = tmp_path / f"fit.2.{rank}-of-3.checkpoint"
+        part.rename(part.with_name(f"fit.3.{rank}-of-3.checkpoint"))
+    found = _each(tmp_path, _saved(0))
+    assert [type(one) for one in found] == [ModelDirError] * WORLD
+    assert "fit.2.0-of-3.checkpoint must be there" in str(found[0])
+    assert "Another process" in str(found[1])
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_part_of_other_rows_or_damaged_stops_all(damaged: bool, tmp_path: Path) -> None:
     _together(tmp_path, _saved(2))
     parts: Sequence[Path] = sorted(tmp_path.iterdir())
-    parts[1].rename(parts[1].with_name("fit.7.1-of-3.checkpoint"))
-    with pytest.raises(ModelDirError, match=r"fit\.2\.1-of-3\.checkpoint must be there"):
-        _together(tmp_path, _saved(0))
-    parts[0].rename(parts[1])
-    parts[2].rename(parts[0])
-    parts[1].with_name(parts[2].name).write_bytes(parts[1].read_bytes())
-    with pytest.raises(ModelDirError, match=r"share was \d, and is \d"):
-        _together(tmp_path, _saved(0))
+    parts[1].write_bytes(b"{}" if damaged else parts[0].read_bytes())
+    found = _each(tmp_path, _saved(0))
+    assert [type(one) for one in found] == [ModelDirError] * WORLD
+    expected = "must be a checkpoint" if damaged else "share was 0, and is 1"
+    assert expected in str(found[1])
+    assert "another folder" in str(found[1])
+    assert "Another process" in str(found[0])
+    assert sorted(tmp_path.iterdir()) == sorted(parts)
+
+
+def test_parts_of_different_moments_are_refused(tmp_path: Path) -> None:
+    """As of machines, each with a folder of its own, that changed places between two runs."""
+    _together(tmp_path, _saved(2))
+    first = tmp_path / "fit.2.0-of-3.checkpoint"
+    content = first.read_bytes()
+    for part in tmp_path.iterdir():
+        part.unlink()
+    _together(tmp_path, _saved(2))
+    first.write_bytes(content)
+    found = _each(tmp_path, _saved(0))
+    assert [type(one) for one in found] == [ModelDirError] * WORLD
+    assert all("must be of one moment" in str(one) for one in found)
+
+
+def test_a_part_that_cannot_be_written_stops_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _together(tmp_path, _saved(2))
+    whole = CheckpointPart._write
+
+    def full(part: CheckpointPart, path: Path, snapshot: Snapshot) -> None:
+        if part.processes.rank == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(part, path, snapshot)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointPart, "_write", full)
+        found = _each(tmp_path, _saved(3))
+    assert [type(one) for one in found] == [ModelDirError, OSError, ModelDirError]
+    again = _together(tmp_path, _saved(0))
+    assert [one.values["done"] for one in again] == [2] * WORLD
 
 
 def test_all_parts_are_cleared(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from recsys_mtl.encoding import OBSERVED, Batch, Block, InputLayout, Part, Ragged, TableSize
+from recsys_mtl.errors import SchemaError
 from recsys_mtl.network import DIN, MMoE, MultiTaskModel, RowTensors, Shard, Towers
 from recsys_mtl.schema import Binary, Regression
 from recsys_mtl.training import RowWiseAdagrad, task_losses
@@ -22,7 +23,9 @@ from recsys_mtl.training.distributed import (
     Processes,
     broadcast_,
     broadcast_state,
+    check_alike,
     end_processes,
+    refuse_processes,
     share,
     start_processes,
     sum_,
@@ -121,6 +124,16 @@ def _dense(model: MultiTaskModel) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def _refused(processes: Processes) -> list[str]:
+    given: dict[str, Any] = {"schema": {"a": 1}, "cache": None}
+    check_alike(given, processes)
+    with pytest.raises(SchemaError) as unlike:
+        check_alike(given | {"cache": [processes.rank], "settings": processes.rank}, processes)
+    with pytest.raises(SchemaError) as alone:
+        refuse_processes("partial_fit", processes.device)
+    return [str(unlike.value), str(alone.value)]
+
+
 def _main(path: str) -> None:
     processes = start_processes("cpu")
     assert processes is not None
@@ -138,6 +151,7 @@ def _main(path: str) -> None:
         "dense": [parameter.detach() for parameter in dense],
         "held": _held(model),
         "whole": whole_state(model),
+        "refused": _refused(processes),
         "seen": (processes.rank, processes.world, processes.local_rank, str(processes.device)),
     }
     end_processes()
@@ -203,6 +217,16 @@ def test_a_state_reaches_every_process(found: list[dict[str, Any]]) -> None:
         for name, array in STATE[1].items():
             assert torch.equal(arrays[name], torch.from_numpy(array))
             assert arrays[name].shape == array.shape
+
+
+def test_unlike_settings_and_work_of_one_process_are_refused_by_all(
+    found: list[dict[str, Any]],
+) -> None:
+    for own in found:
+        unlike, alone = own["refused"]
+        assert "2 processes must be given the same cache, settings" in unlike
+        assert "partial_fit is for one process. Found 2" in alone
+    refuse_processes("partial_fit", torch.device("cpu"))  # alone all is well
 
 
 @pytest.mark.parametrize("world", [None, "1"])
