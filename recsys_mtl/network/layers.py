@@ -191,7 +191,10 @@ def mix(experts: Sequence[Tensor], gate_BE: Tensor) -> Tensor:
 def mix_all(experts: Sequence[Tensor], gates_BTE: Tensor) -> tuple[Tensor, ...]:
     """Return the gated sums of expert outputs, each (B, H), for T gates over the same experts.
 
-    One copy of the experts serves the products of all gates, forward and backward.
+    One copy of the experts serves the products of all gates, forward and backward. torch.compile fuses
+    the running sums instead; of a copied ReLU it would keep a mask of bytes, which is slow to write.
     """
+    if torch.compiler.is_compiling():
+        return tuple(mix(experts, gate_BE) for gate_BE in gates_BTE.unbind(1))
     experts_BEH = torch.stack(list(experts), dim=1)
     return torch.bmm(gates_BTE.to(experts_BEH.dtype), experts_BEH).unbind(1)

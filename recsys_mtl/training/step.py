@@ -27,6 +27,7 @@ from recsys_mtl.network import (
 from recsys_mtl.schema import Schema
 from recsys_mtl.training.balancing import Balanced, Boundary, Fixed, check_signs, task_gramian
 from recsys_mtl.training.checkpoint import under
+from recsys_mtl.training.compiling import compiled
 from recsys_mtl.training.config import TrainConfig
 from recsys_mtl.training.distributed import Processes, sum_, sum_gradients
 from recsys_mtl.training.losses import TaskLosses, check_losses, loss_weights, task_losses
@@ -109,7 +110,7 @@ class Stepper:
         self._known: list[Tensor] = []
         self._predict: Callable[[Embedded, Inputs], Predicted] = model.from_embedded
         if config.compile:
-            self._predict = torch.compile(model.from_embedded)
+            self._predict = compiled(model)
 
     def take(
         self,
