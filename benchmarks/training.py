@@ -88,11 +88,19 @@ class Step:
 class Products:
     """All matrix products of a model at its own shapes, and nothing else."""
 
-    def __init__(self, model: MultiTaskModel, num_rows: int, *, training: bool) -> None:
-        weights = [p.detach() for p in model.parameters() if p.requires_grad and p.dim() == 2]
-        makers = {tuple(w.shape): (w, torch.randn(num_rows, w.shape[1])) for w in weights}
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        num_rows: int,
+        *,
+        training: bool,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        found = [p.detach() for p in model.parameters() if p.requires_grad and p.dim() == 2]
+        weights = [weight.to(dtype) for weight in found]
+        makers = {tuple(w.shape): (w, torch.randn(num_rows, w.shape[1]).to(dtype)) for w in weights}
         self.work = [makers[tuple(w.shape)] for w in weights]
-        self.outputs = {shape: torch.randn(num_rows, shape[0]) for shape in makers}
+        self.outputs = {shape: torch.randn(num_rows, shape[0]).to(dtype) for shape in makers}
         self.training = training
         times = 3 if training else 1
         self.flops = times * 2 * num_rows * sum(w.numel() for w in weights)

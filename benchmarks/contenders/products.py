@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the scripts are run by path
 
 from benchmarks.contenders.ours import Ours
@@ -18,7 +20,8 @@ class ProductsOnly(Ours):
     def prepare(self) -> None:
         """Make the factors of a step's products."""
         super().prepare()
-        self.products = Products(self.trainer.model, BATCH, training=True)
+        dtype = getattr(torch, self.work.options.get("precision", "float32"))
+        self.products = Products(self.trainer.model, BATCH, training=True, dtype=dtype)
         self.num_steps = self.batch.num_rows // BATCH
 
     def epoch(self) -> None:
