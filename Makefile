@@ -51,7 +51,7 @@ demo: install
 kuairand: install
 	$(BIN)/python data/kuairand.py --out build/kuairand
 
-# Needs the real data and, on two idle cores, about two hours; called again, it goes on.
+# Needs the real data and, with all seeds, some seven hours of one core; called again, it goes on.
 results: install
 	$(BIN)/python data/results.py --out build/results --document docs/results.md
 
