@@ -375,8 +375,7 @@ def test_encoded_numbers_follow_their_features_whatever_bins_the_new_ones_have()
     assert not moved[0].any()
     assert not moved[1, 4:].any()
     assert transplant.source("features.numbers.periodic_2_4.bias_PD") is None
-    back = _Made(table, [FEATURES[0], age, price], known=new, **config)
-    _transplant(new, back)
+    _transplant(new, _Made(table, [FEATURES[0], age, price], known=new, **config))
     wider = _Made(table, [FEATURES[0], replace(age, embedding_dim=5), price], known=old, **config)
     with pytest.raises(SchemaError, match="Feature 'age' must keep its 3 numbers"):
         _transplant(old, wider)
@@ -385,20 +384,17 @@ def test_encoded_numbers_follow_their_features_whatever_bins_the_new_ones_have()
 
 
 def test_moments_move_with_their_weights_and_are_zero_where_these_are_new() -> None:
-    table = _table()
-    old = _Made(table, sharing=SharedBottom((6,)))
-    new = _Made(table, [ADDED[0], *FEATURES], known=old, sharing=SharedBottom((6,)))
+    old = _Made(_table(), sharing=SharedBottom((6,)))
+    new = _Made(_table(), [ADDED[0], *FEATURES], known=old, sharing=SharedBottom((6,)))
     transplant = _transplant(old, new)
     name = "sharing.bottom.0.weight"
-    weight = old.model.get_parameter(name).detach()
-    moved = transplant.moved(name, weight.square())
+    moved = transplant.moved(name, old.model.get_parameter(name).detach().square())
     assert torch.equal(moved, new.model.get_parameter(name).square())
     assert transplant.source("features.embeddings.tables.0.weight_RD") is not None
     number = next(i for i, t in enumerate(new.model.embeddings.each()) if "hour" in t.bases)
     source, places = transplant.table_rows(number)
     here, there = new.model.embeddings.each()[number], old.model.embeddings.each()[source or 0]
-    base = here.bases["hour"]
-    assert (places[base : base + here.num_rows["hour"]] == -1).all()
+    assert (places[here.bases["hour"] :][: here.num_rows["hour"]] == -1).all()
     kept = places >= 0
     assert int(kept.sum()) == there.all_rows
     assert torch.equal(here.weight_RD[kept], there.weight_RD[places[kept]])

@@ -1,17 +1,15 @@
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from recsys_mtl.encoding import MISSING, NUM_RESERVED, Batch
 from recsys_mtl.network import Embedded, MultiTaskModel, RowTensors
-from recsys_mtl.schema import Schema, Task
+from recsys_mtl.schema import Schema
 from recsys_mtl.training import (
     SGD,
     Adam,
@@ -350,53 +348,6 @@ def test_resetting_tables_keeps_the_dense_layers(
     dense = {name: w.clone() for name, w in model.named_parameters() if w.requires_grad}
     trainer.stepper.table_optimizer.reset()
     assert all(torch.equal(model.get_parameter(name), dense[name]) for name in dense)
-
-
-def _weighted(schema: Schema, name: str, weight: float) -> Schema:
-    tasks: list[Task] = [
-        replace(task, weight=weight) if task.name == name else task for task in schema.tasks
-    ]
-    return replace(schema, tasks=tasks)
-
-
-@pytest.mark.parametrize("number", [0, 1, 2])
-def test_a_task_of_weight_zero_trains_nothing_of_its_own_and_nothing_shared(
-    schema: Schema, make_batch: MakeBatch, make_model: MakeModel, number: int
-) -> None:
-    name, batch = schema.tasks[number].name, make_batch(100)
-    assert batch.labels is not None
-    muted = _weighted(schema, name, 0.0)
-    own = (f"heads.towers.{number}.", f"sharing.gates.{number}.")
-    before = _weights(make_model())
-    runs = []
-    for turned in (False, True):
-        labels = batch.labels.copy()
-        if turned:
-            labels[:, number] = np.abs(1 - labels[:, number])  # still a label of each kind
-        model = make_model()
-        _trainer(model, muted).fit(replace(batch, labels=labels))
-        runs.append(_weights(model))
-    for key, value in runs[0].items():
-        if key.startswith(own):
-            assert torch.equal(value, before[key]), key
-        elif key.startswith(("heads.", "sharing.")):
-            assert not torch.equal(value, before[key]), key
-    assert _same(*runs)
-
-
-def test_twice_the_weight_is_twice_the_gradient(
-    schema: Schema, make_batch: MakeBatch, make_model: MakeModel
-) -> None:
-    batch, start = make_batch(40), make_model().double()
-    moves = []
-    for weight in (1.0, 2.0):
-        model = copy.deepcopy(start)
-        _trainer(model, _weighted(schema, "genre", weight), max_epochs=1, optimizer=SGD(0.1)).fit(
-            batch
-        )
-        name = "heads.towers.2.output.weight"
-        moves.append(model.get_parameter(name) - start.get_parameter(name))
-    torch.testing.assert_close(moves[1], 2 * moves[0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 65])
