@@ -137,9 +137,10 @@ def test_processes_killed_at_any_moment_go_on_to_the_same_model(
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
         kills += 1
+        if kills == 1:  # early in the run: a later one may be done, and its checkpoints cleared
+            refused = _train(here, "again", *options, processes=1)
+            assert "of 1 processes. Found that of 2" in refused.stderr
     assert kills >= 2
-    refused = _train(here, "again", *options, processes=1)
-    assert "of 1 processes. Found that of 2" in refused.stderr
     done = _train(here, "again", *options, processes=2)
     assert done.returncode == 0, done.stderr
     one, other = (load(here / name, device="cpu") for name in ("whole", "again"))
