@@ -3,8 +3,9 @@
 The model is PERFORMANCE's: MMoE of 8 experts [256, 128], towers [64], vectors of 16, batches of 4096,
 20 id columns, 8 numbers, 3 tasks. Peers run as they are documented, in an environment of their own
 that the first run makes. Bars are for ratios of CPU time, which other work on the machine distorts
-less than the clock; with ``--threads 2``, which wants idle cores, for the clock. Usage: ``make bench`` for speed and memory on 16 batches; ``make bench-peers`` for
-1,000,000 rows from parquet to AUC, which takes long.
+less than the clock; with ``--threads 2``, which wants idle cores, for the clock. Usage: ``make bench``
+for speed and memory on 16 batches; ``make bench-peers`` for 1,000,000 rows from parquet to AUC, which
+takes long.
 """
 
 from __future__ import annotations
