@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from glob import escape, glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -138,13 +139,68 @@ def damaged_place(paths: Sequence[str]) -> str | None:
     return None
 
 
+def paths_of(table: Any, *, what: str = "table") -> tuple[str, ...]:
+    """List the parquet files behind paths, folders and globs, in the order they are read.
+
+    None for tables in memory. Addresses such as ``s3://...`` are left to polars and not listed.
+
+    Raises
+    ------
+    EncodingError
+        If a path is no file, or a folder or glob holds none.
+    """
+    if not is_path(table):
+        return ()
+    entries = list(map(str, table)) if isinstance(table, list | tuple) else [str(table)]
+    return tuple(path for entry in entries for path in _files_of(entry, what))
+
+
+def _files_of(entry: str, what: str) -> Iterator[str]:
+    if _is_address(entry):
+        return
+    # What is there is no pattern, even if its name could be read as one.
+    found = [entry] if Path(entry).exists() else sorted(glob(entry, recursive=True))
+    empty = True
+    for path in found:
+        files = [path]
+        if Path(path).is_dir():
+            files = sorted(glob(f"{escape(path)}/**/*.parquet", recursive=True))
+        empty = empty and not files
+        yield from files
+    if empty:
+        raise EncodingError(
+            f"The {what} must be readable parquet. {entry}: there is no such file, nor a file below it"
+            " that ends in .parquet."
+        )
+
+
+def _is_address(entry: str) -> bool:
+    return "://" in entry
+
+
+def _polars_finds(entry: str) -> bool:
+    """Tell whether polars takes an entry for the same files, neither a name for a pattern nor folders amiss."""
+    if _is_address(entry):
+        return True
+    if Path(entry).exists():
+        return escape(entry) == entry
+    return not any(Path(path).is_dir() for path in glob(entry, recursive=True))
+
+
 def _scan_parquet(table: Any, what: str) -> pl.LazyFrame:
-    paths = list(table) if isinstance(table, list | tuple) else [table]
+    paths = list(map(str, table)) if isinstance(table, list | tuple) else [str(table)]
+    folder = len(paths) == 1 and Path(paths[0]).is_dir()  # its partitions are columns
+    found = paths_of(paths, what=what)
     try:
-        frame = pl.scan_parquet(paths if len(paths) > 1 else paths[0])
+        if folder:
+            frame = pl.scan_parquet(paths[0], glob=False, hive_partitioning=True)
+        elif all(map(_polars_finds, paths)):  # anew each time they are read
+            frame = pl.scan_parquet(paths if len(paths) > 1 else paths[0])
+        else:
+            frame = pl.scan_parquet(list(found), glob=False)
         frame.collect_schema()
     except (OSError, pl.exceptions.PolarsError) as error:
-        named = ", ".join(str(path) for path in paths)
+        named = ", ".join(paths)
         raise EncodingError(f"The {what} must be readable parquet. {named}: {error}") from error
     return frame
 

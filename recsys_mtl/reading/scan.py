@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import polars as pl
 
 from recsys_mtl.errors import EncodingError
-from recsys_mtl.tables import Kind, as_kind, damaged_place, is_path, kind_of, lazy_frame
+from recsys_mtl.tables import Kind, as_kind, damaged_place, kind_of, lazy_frame, paths_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -264,18 +264,3 @@ def _batches(lazy: pl.LazyFrame, rows: int, paths: Sequence[str]) -> Iterator[pl
 
 def _unreadable(what: str, paths: Sequence[str], error: Exception) -> EncodingError:
     return EncodingError(f"The {what} could not be read: {damaged_place(paths) or error}")
-
-
-def paths_of(table: Any) -> tuple[str, ...]:
-    """List the parquet files behind paths, folders and globs, in the order they are read."""
-    if not is_path(table):
-        return ()
-    from glob import glob
-    from pathlib import Path
-
-    parts = table if isinstance(table, list | tuple) else [table]
-    found: list[str] = []
-    for part in map(str, parts):
-        pattern = f"{part}/**/*.parquet" if Path(part).is_dir() else part
-        found += sorted(glob(pattern, recursive=True))
-    return tuple(found)
