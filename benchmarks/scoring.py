@@ -47,7 +47,7 @@ from recsys_mtl.network.model import SCORE_ROWS
 from recsys_mtl.reading import scan
 from recsys_mtl.serving import Forward, Scorer
 from recsys_mtl.serving.scorer import CHUNK_ROWS
-from recsys_mtl.serving.store import GROUP_ROWS
+from recsys_mtl.serving.writing import GROUP_ROWS
 
 TRAIN_ROWS = 32 * BATCH
 PEER_ROWS = 100_000

@@ -6,7 +6,8 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from json import loads
 from pathlib import Path
@@ -216,10 +217,7 @@ def score(
     from recsys_mtl.scoring import score_parquet
     from recsys_mtl.serving import Fusion
 
-    if where is not None:
-        _rows(table, None, None, where)  # says what is wrong with the condition
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
+    with _interruptible():
         summary = score_parquet(
             model,
             table if len(table) > 1 else table[0],
@@ -238,16 +236,23 @@ def score(
             workers=workers,
             progress=sys.stderr.isatty(),
         )
-    finally:
-        signal.signal(signal.SIGTERM, before)
     typer.echo(summary)
     if summary.quarantined:
         raise typer.Exit(3)
 
 
-def _interrupt(*_: object) -> None:
-    """End as Ctrl-C does, so that what is half written is removed."""
-    raise KeyboardInterrupt
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Have SIGTERM end the command as Ctrl-C does, so that what is half written is removed."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @app.command()
@@ -294,19 +299,21 @@ def top_k(
             "--where needs CANDIDATES: all pairs have no interactions to choose from."
         )
     given = candidates is not None
-    rows = top_k_to_parquet(
-        load(model).scorer,
-        output,
-        _rows(str(candidates), users, items, where) if given else None,
-        k=k,
-        by=by,
-        score=score,
-        users=None if given else users,
-        items=None if given else items,
-        exclude=exclude,
-        context=values,
-        progress=sys.stderr.isatty(),
-    )
+    scorer = load(model).scorer
+    with _interruptible():
+        rows = top_k_to_parquet(
+            scorer,
+            output,
+            _rows(str(candidates), users, items, where) if given else None,
+            k=k,
+            by=by,
+            score=score,
+            users=None if given else users,
+            items=None if given else items,
+            exclude=exclude,
+            context=values,
+            progress=sys.stderr.isatty(),
+        )
     typer.echo(f"{rows:,} rows: {output}")
 
 

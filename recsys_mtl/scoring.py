@@ -12,7 +12,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from recsys_mtl.encoding.profile import Counts
-from recsys_mtl.errors import EncodingError
+from recsys_mtl.errors import EncodingError, SchemaError
 from recsys_mtl.estimator import MultiTaskRanker
 from recsys_mtl.loading import load
 from recsys_mtl.model_dir import manifest_digest
@@ -21,7 +21,7 @@ from recsys_mtl.serving.fusion import Fusion
 from recsys_mtl.serving.run import Feed, ScoreOptions, Work, score_parts
 from recsys_mtl.serving.scorer import Scorer
 from recsys_mtl.serving.source import Part, Source, open_source
-from recsys_mtl.serving.store import Record, Store, locked
+from recsys_mtl.serving.store import Record, Store, locked, place_of
 from recsys_mtl.serving.summary import (
     ScoringSummary,
     features_of,
@@ -29,6 +29,7 @@ from recsys_mtl.serving.summary import (
     sum_absent,
     sum_counts,
 )
+from recsys_mtl.serving.writing import check_not_read
 from recsys_mtl.workers import Setup, Share, score_in_processes
 
 
@@ -63,30 +64,31 @@ def score_parquet(
     model
         Fitted, or a model folder.
     rows
-        Parquet files, folders (also partitioned as ``day=2026-01-31``) or globs; or `Rows` or a table in
-        memory, which a later call cannot go on with.
+        Parquet files, folders (also partitioned as ``day=2026-01-31``) or globs, each file once; or
+        `Rows` or a table in memory, which a later call cannot go on with.
     output
         A file that ends in ``.parquet``, or a folder of parts. It appears when it is complete.
     users, items
-        As in `scan`.
+        As in `scan`. A later call cannot go on with those in memory.
     where
-        SQL condition on the interactions.
+        SQL condition on the interactions. On files it must look at one row at a time.
     keep
         Columns of the interactions to carry along.
     dtype
-        Of the scores.
+        Of the scores; float16 holds values up to 65,504.
     fuse
         Weights, above 0, by score. The column ``fused`` is then the sum of weight * ln(score).
     precision
         ``"bfloat16"`` computes all but the heads in half precision.
     memory_mib
-        MiB that rows may take beside the model and the libraries, at least 64.
+        MiB that interactions may take beside the model, side tables and the libraries, at least 64.
     part_rows
         Rows of a part, at least, where a file has so many. A part is whole row groups of one file.
     on_error
         ``"skip-file"`` leaves out files that cannot be read or encoded, and lists them.
     overwrite
-        Replace other scores, or the start of them.
+        Replace other scores, or the start of them; of the same scores, those where files were left
+        out.
     workers
         Processes that each score parts, with one thread for the network. More than one needs a model
         folder and paths.
@@ -96,7 +98,11 @@ def score_parquet(
     Raises
     ------
     EncodingError
-        If a file cannot be read or encoded: the text names file and row group.
+        If a file cannot be read or encoded: the text names file and row group. If rows are too wide
+        for the budget, or a score for float16.
+    SchemaError
+        If a column of the output would have a name twice, or an option needs what the model or rows
+        are not.
     FileExistsError
         If the output is there already and is of another model, input or setting, or another run is
         writing it.
@@ -116,9 +122,9 @@ def score_parquet(
     scorer, digest = _scorer(model)
     source = _source(scorer, rows, given, options)
     if workers > 1 and not (isinstance(model, str | Path) and source.repeatable):
-        raise ValueError(
-            "workers above 1 need a model folder and paths, and a schema without features of earlier"
-            " rows: each process opens its own parts."
+        raise SchemaError(
+            "workers above 1 need a model folder and paths, of side tables too, and a schema without"
+            " features of earlier rows: each process opens its own parts."
         )
     target = _target(output, source)
     identity = {"input": source.identity(), "model": digest, "settings": options.identity()}
@@ -133,13 +139,15 @@ def _run(work: Work, setup: Setup, *, overwrite: bool, progress: bool) -> Scorin
     started = time.perf_counter()
     source, store = work.source, work.store
     whole = store.complete()
-    if whole is not None:
+    # What was left out may be readable by now.
+    again = overwrite or work.options.on_error == "stop"
+    if whole is not None and not (whole["quarantined"] and again):
         return _summary(work, whole, resumed=len(whole["parts"]), seconds=0.0)
     parts = source.parts(work.options.part_rows)
     broken = dict(source.broken)
     store.check(overwrite=overwrite)
     try:
-        finished, chunk_rows = store.open(work.chunk_rows(parts, setup.workers))
+        finished, chunk_rows = store.open(parts, work.chunk_rows(parts, setup.workers))
         left = [part for part in parts if part.number not in finished]
         num_rows = sum(part.stop - part.start for part in parts)
         with tqdm(
@@ -165,8 +173,14 @@ def _run(work: Work, setup: Setup, *, overwrite: bool, progress: bool) -> Scorin
 
 def _source(scorer: Scorer, rows: Any, given: Mapping[str, Any], options: ScoreOptions) -> Source:
     """Open the rows, with the features of earlier rows where the schema has any."""
+    skip = options.on_error == "skip-file"
     if scorer.as_of is None:
-        return open_source(rows, **given, skip=options.on_error == "skip-file")
+        return open_source(rows, **given, skip=skip)
+    if skip:
+        raise SchemaError(
+            "on_error='skip-file' needs a schema without features of earlier rows: without a file's rows"
+            " those of others would be wrong."
+        )
     opened = scan(rows, users=given["users"], items=given["items"])
     if given["where"] is not None:
         opened = opened.filter(given["where"])
@@ -204,23 +218,18 @@ def _target(output: str | Path, source: Source) -> Path:
     sides = [side for side in (source.rows.users, source.rows.items) if side is not None]
     read = [("interactions", source.files or source.rows.paths)]
     read += [(side.name, side.paths) for side in sides]
-    place = target.resolve()
-    for name, paths in read:
-        for path in paths:
-            file = Path(path).resolve()
-            if place == file or place in file.parents:
-                raise FileExistsError(
-                    f"{target} is read as the {name} and must not be overwritten."
-                    " Choose another output."
-                )
+    check_not_read(target, read)
     return target
 
 
 def _finish(work: Work, parts: Sequence[Part], broken: Mapping[int, str]) -> dict[str, Any]:
     """Check that nothing is missing or changed, and put the output in its place."""
-    wanted = [part.number for part in parts if part.file not in broken]
+    wanted = [place_of(part) for part in parts if part.file not in broken]
     records = [one for one in work.store.records() if one["file"] not in broken]
-    if [record["number"] for record in records] != wanted:
+    whole = len(records) == len(wanted) and all(
+        record.items() >= place.items() for record, place in zip(records, wanted, strict=True)
+    )
+    if not whole:
         raise EncodingError(
             f"All {len(wanted)} parts must be there. Found {len(records)}: run the command again."
         )

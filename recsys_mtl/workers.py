@@ -104,9 +104,9 @@ def score_in_processes(setup: Setup, share: Share, told: Told) -> dict[int, str]
         return _wait(processes, shared, told)
     finally:
         for process in processes:
-            process.kill()
-        for process in processes:
-            process.join()
+            if process.pid is not None:  # it was started
+                process.kill()
+                process.join()
 
 
 def _wait(processes: list[Any], shared: _Shared, told: Told) -> dict[int, str]:
@@ -141,6 +141,10 @@ def _work(setup: Setup, share: Share, shared: _Shared) -> None:
     try:
         options = setup.options
         source = open_source(setup.rows, **setup.given, skip=options.on_error == "skip-file")
+        if source.identity() != setup.identity["input"]:
+            raise EncodingError(
+                "The input must stay as it is while it is scored. Found it changed: run the command again."
+            )
         scorer = load(setup.model).scorer
         work = Work.prepare(scorer, source, Store(setup.target, setup.identity), options)
         feed = Feed(_tickets(share.parts, shared.taken), dict(source.broken))

@@ -3,12 +3,14 @@
 import hashlib
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from pyarrow import parquet
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,3 +49,17 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data: {folder} is not a folder; set RECSYS_MTL_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def damage() -> Callable[[Path, int], None]:
+    """Overwrite the first column of a row group of a parquet file."""
+
+    def made(file: Path, group: int) -> None:
+        column = parquet.read_metadata(file).row_group(group).column(0)
+        start = column.dictionary_page_offset or column.data_page_offset
+        data = bytearray(file.read_bytes())
+        data[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+        file.write_bytes(data)
+
+    return made

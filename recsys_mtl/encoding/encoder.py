@@ -117,18 +117,31 @@ class Encoder:
         return self._encode(opened, frame, labels, {}).batch()
 
     def batches(
-        self, rows: Any, *, chunk_rows: int = 1 << 18, labels: Labels = "none"
+        self,
+        rows: Any,
+        *,
+        chunk_rows: int = 1 << 18,
+        labels: Labels = "none",
+        sides: dict[str, EncodedSide] | None = None,
     ) -> Iterator[Batch]:
-        """Encode rows in order, at most `chunk_rows` at a time; an empty table gives one batch."""
-        for chunk in self.chunks(rows, chunk_rows=chunk_rows, labels=labels):
+        """Encode rows in order, at most `chunk_rows` at a time; an empty table gives one batch.
+
+        `sides` keeps side tables, encoded, for a later call with the same ones.
+        """
+        for chunk in self.chunks(rows, chunk_rows=chunk_rows, labels=labels, sides=sides):
             yield chunk.batch()
 
     def chunks(
-        self, rows: Any, *, chunk_rows: int = 1 << 18, labels: Labels = "none"
+        self,
+        rows: Any,
+        *,
+        chunk_rows: int = 1 << 18,
+        labels: Labels = "none",
+        sides: dict[str, EncodedSide] | None = None,
     ) -> Iterator[Chunk]:
         """Encode rows as `batches` does, side tables left whole."""
         opened = scan(rows)
-        sides: dict[str, EncodedSide] = {}
+        sides = {} if sides is None else sides
         start = 0
         for frame in opened.frames(self._columns(opened, labels), chunk_rows=chunk_rows):
             try:

@@ -15,15 +15,15 @@ A batch whose worker dies is given to another. Install with ``pip install "recsy
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
-import polars as pl
 import pyarrow as pa
 
-from recsys_mtl.reading import scan
-from recsys_mtl.serving.scorer import CHUNK_ROWS, Scorer, check_rows_alone
-from recsys_mtl.serving.whole_file import arrow
-from recsys_mtl.tables import lazy_frame
+from recsys_mtl.serving.batches import BatchScorer, side_frame
+from recsys_mtl.serving.fusion import Fusion
+from recsys_mtl.serving.run import ScoreOptions
+from recsys_mtl.serving.scorer import CHUNK_ROWS, Scorer
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -39,6 +39,9 @@ def score_on_ray(
     batch_rows: int = CHUNK_ROWS,
     users: Any = None,
     items: Any = None,
+    keep: Sequence[str] = (),
+    fuse: Mapping[str, float] | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
 ) -> Dataset:
     """Score a Ray dataset, lazily; rows keep their order within a block, and their ids.
 
@@ -56,21 +59,26 @@ def score_on_ray(
     batch_rows
         Rows scored at a time.
     users, items
-        Side tables, if they are kept apart; every worker gets them whole.
+        Side tables, if they are kept apart; every worker gets them whole and encodes them once.
+    keep, fuse, precision
+        As in `score_parquet`.
 
     Returns
     -------
     ray.data.Dataset
-        The ids and a column per task.
+        The ids, columns carried along and a named column per score.
 
     Raises
     ------
     SchemaError
-        If the schema has features of earlier rows.
+        If the schema has features of earlier rows, or a column would have a name twice.
     ValueError
         If the actors would reserve all CPUs of the cluster.
     """
-    check_rows_alone(scorer, "a cluster, which scores batches of rows apart,")
+    options = ScoreOptions(
+        keep=keep, fuse=None if fuse is None else Fusion(dict(fuse)), precision=precision
+    )
+    BatchScorer(scorer, options)  # says here what is wrong
     import ray
 
     total = ray.cluster_resources().get("CPU", 0.0) if ray.is_initialized() else None
@@ -79,8 +87,7 @@ def score_on_ray(
             f"workers * cpus must be below the cluster's {total:g} CPUs, or Ray has none left to read"
             f" with and waits for ever. Found {workers} * {cpus:g}: lower cpus or workers."
         )
-    sides = [None if table is None else side_frame(table) for table in (users, items)]
-    sent = ray.put((scorer, *sides))
+    sent = ray.put((scorer, options, side_frame(users), side_frame(items)))
     return pairs.map_batches(
         _Actor,
         batch_size=batch_rows,
@@ -98,27 +105,10 @@ class _Actor:
     def __init__(self, sent: Any, on_gpu: bool) -> None:
         import ray
 
-        scorer, self._users, self._items = ray.get(sent)
+        scorer, options, users, items = ray.get(sent)
         model = scorer.model.to("cuda" if on_gpu else "cpu")
-        self._scorer = Scorer(scorer.schema, scorer.encoder, model)
+        moved = Scorer(scorer.schema, scorer.encoder, model)
+        self._score = BatchScorer(moved, options, users=users, items=items)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return score_arrow(self._scorer, batch, self._users, self._items)
-
-
-def score_arrow(scorer: Scorer, batch: pa.Table, users: Any, items: Any) -> pa.Table:
-    """Score an Arrow table; probabilities of classes are lists, which every engine knows."""
-    rows = scan(batch, users=users, items=items)
-    found = pl.concat(list(scorer.frames(rows)))
-    lists = [
-        pl.col(pl.Array(pl.Float32, shape=type_.size)).arr.to_list()
-        for type_ in set(found.dtypes)
-        if isinstance(type_, pl.Array)
-    ]
-    return arrow(found.with_columns(lists))
-
-
-def side_frame(table: Any) -> pl.DataFrame:
-    """Read a side table into memory."""
-    frame: pl.DataFrame = lazy_frame(table, what="side table").collect()
-    return frame
+        return self._score(batch)

@@ -17,6 +17,7 @@ import polars as pl
 
 from recsys_mtl.encoding import Encoder
 from recsys_mtl.encoding.profile import Counts, Profile
+from recsys_mtl.encoding.sides import EncodedSide
 from recsys_mtl.errors import EncodingError
 from recsys_mtl.serving.forward import Forward, Pending
 from recsys_mtl.serving.source import Part, Source, Stream
@@ -100,11 +101,14 @@ class Plan:
         Columns to read: what the encoder needs and what is carried along.
     chunk_rows
         Rows read and encoded at once.
+    sides
+        Side tables, encoded.
     """
 
     source: Source
     columns: Sequence[str]
     chunk_rows: int
+    sides: dict[str, EncodedSide]
 
 
 def score_pieces(
@@ -128,14 +132,15 @@ def score_pieces(
             name="scoring-encode",
         ),
     ]
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:
+            thread.start()
         yield from encoded
     finally:
         ending.set()
         for thread in threads:
-            thread.join()
+            if thread.ident is not None:  # it was started
+                thread.join()
         for left in encoded.drain():
             left.pending.cancel()
 
@@ -168,7 +173,9 @@ def _encoded(
 
     profile = encoder.profile or Profile({}, {})
     layout = encoder.layout
-    batches = encoder.batches(Stream.of(plan.source.rows, frames()), chunk_rows=plan.chunk_rows)
+    batches = encoder.batches(
+        Stream.of(plan.source.rows, frames()), chunk_rows=plan.chunk_rows, sides=plan.sides
+    )
     try:
         for batch in batches:
             piece = taken.popleft()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import pyarrow as pa
 from pydantic import AfterValidator, Field
 
 from recsys_mtl.encoding.profile import Counts
+from recsys_mtl.encoding.sides import EncodedSide
 from recsys_mtl.errors import EncodingError, SchemaError
 from recsys_mtl.network.model import SCORE_ROWS
 from recsys_mtl.reading import Rows, require
@@ -21,7 +23,8 @@ from recsys_mtl.serving.fusion import Fusion
 from recsys_mtl.serving.pipeline import CHUNKS_HELD, PartError, Plan, Scored, score_pieces
 from recsys_mtl.serving.scorer import Scorer
 from recsys_mtl.serving.source import Part, Source, Stream, row_bytes
-from recsys_mtl.serving.store import GROUP_ROWS, Store
+from recsys_mtl.serving.store import Store
+from recsys_mtl.serving.writing import GROUP_ROWS
 from recsys_mtl.spec import Spec, spec
 
 _COPIES = 3
@@ -83,6 +86,8 @@ class Work:
         Columns to read.
     names
         Names of the scores.
+    sides
+        Side tables, encoded.
     """
 
     scorer: Scorer
@@ -91,6 +96,7 @@ class Work:
     options: ScoreOptions
     columns: tuple[str, ...]
     names: tuple[str, ...]
+    sides: dict[str, EncodedSide]
 
     @classmethod
     def prepare(cls, scorer: Scorer, source: Source, store: Store, options: ScoreOptions) -> Work:
@@ -101,27 +107,32 @@ class Work:
         EncodingError, SchemaError
             If the table lacks a column, or names are taken twice.
         """
-        names = [*(task.name for task in scorer.schema.tasks), *scorer.model.outputs.joints]
-        if options.fuse is not None:
-            options.fuse.check(scorer.schema, names)
-            names.append(options.fuse.name)
+        names = score_names(scorer, options)
         require(source.rows.columns, list(options.keep), "interactions")
-        keys = scorer.schema.keys
-        twice = sorted({*names} & {*keys, *options.keep})
-        if twice:
-            raise SchemaError(
-                f"Columns of the output must have one name each. Found {twice[0]!r} for a score and for"
-                " a column that is carried along: rename one."
-            )
-        columns = (*_columns_read(scorer, source.rows), *options.keep)
-        return cls(scorer, source, store, options, tuple(dict.fromkeys(columns)), tuple(names))
+        sides: dict[str, EncodedSide] = {}
+        columns = (*_columns_read(scorer, source.rows, sides), *options.keep)
+        return cls(scorer, source, store, options, tuple(dict.fromkeys(columns)), names, sides)
 
     def chunk_rows(self, parts: Sequence[Part], processes: int = 1) -> int:
-        """Return how many rows to read at once within the budget: a power of 2 times a block."""
+        """Return how many rows to read at once within the budget: a power of 2 times a block.
+
+        Raises
+        ------
+        EncodingError
+            If a row group of the output does not fit.
+        """
         each = _COPIES * row_bytes(self.source, parts, self.columns) + 8 * len(self.names)
         # What has been scored waits for a whole row group.
-        held = 2 * GROUP_ROWS * (each / _COPIES)
-        left = max(self.options.memory_mib * 2**20 / processes - held, 0)
+        group = min(GROUP_ROWS, max((part.stop - part.start for part in parts), default=0))
+        held = 2 * group * (each / _COPIES)
+        left = self.options.memory_mib * 2**20 / processes - held
+        if left < 0:
+            raise EncodingError(
+                f"memory_mib must be at least {math.ceil(held * processes / 2**20):,} for these rows:"
+                f" each takes about {each / _COPIES:,.0f} bytes, and each process ({processes}) holds"
+                f" {group:,} of them, twice, while it writes. Found {self.options.memory_mib}: raise it,"
+                " or carry along fewer columns."
+            )
         rows = SCORE_ROWS
         while rows < GROUP_ROWS and 2 * rows * each * CHUNKS_HELD <= left:
             rows *= 2
@@ -132,15 +143,7 @@ class Work:
         own = dict.fromkeys((*self.scorer.schema.keys, *self.options.keep))
         frame = scored.piece.frame.select(list(own))
         found = [one.numpy() for one in scored.pending.scores()]
-        if self.options.fuse is not None:
-            found.append(self.options.fuse(dict(zip(self.names, found, strict=False))))
-        kept = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-        arrays = [_scores(one, self.options.dtype) for one in found]
-        fields = [
-            *kept.schema,
-            *(pa.field(n, a.type) for n, a in zip(self.names, arrays, strict=True)),
-        ]
-        return pa.table([*kept.columns, *arrays], schema=pa.schema(fields))
+        return score_table(frame, found, self.names, self.options)
 
 
 @dataclass
@@ -182,7 +185,7 @@ def score_parts(work: Work, feed: Feed, forward: Forward, chunk_rows: int, told:
     EncodingError
         If a part cannot be read or encoded, and files may not be left out.
     """
-    plan = Plan(work.source, work.columns, chunk_rows)
+    plan = Plan(work.source, work.columns, chunk_rows, work.sides)
     while True:
         pieces = score_pieces(work.scorer.encoder, forward, plan, feed)
         with closing(pieces):
@@ -221,6 +224,42 @@ def _write(work: Work, feed: Feed, pieces: Iterable[Scored], told: Told) -> None
         feed.done(part)
 
 
+def score_names(scorer: Scorer, options: ScoreOptions) -> tuple[str, ...]:
+    """Return the names of the scores.
+
+    Raises
+    ------
+    SchemaError
+        If a name would stand twice in the output, or scores cannot be fused.
+    """
+    names = [*(task.name for task in scorer.schema.tasks), *scorer.model.outputs.joints]
+    if options.fuse is not None:
+        options.fuse.check(scorer.schema, names)
+        names.append(options.fuse.name)
+    twice = sorted({*names} & {*scorer.schema.keys, *options.keep})
+    if twice:
+        raise SchemaError(
+            f"Columns of the output must have one name each. Found {twice[0]!r} for a score and for"
+            " a column that is carried along: rename one."
+        )
+    return tuple(names)
+
+
+def score_table(
+    kept: pl.DataFrame, found: list[np.ndarray], names: Sequence[str], options: ScoreOptions
+) -> pa.Table:
+    """Return what is written: columns that are carried along, scores, and the fused one."""
+    if options.fuse is not None:
+        found = [*found, options.fuse(dict(zip(names, found, strict=False)))]
+    carried = kept.to_arrow(compat_level=pl.CompatLevel.oldest())
+    arrays = [_scores(one, options.dtype) for one in found]
+    fields = [
+        *carried.schema,
+        *(pa.field(name, array.type) for name, array in zip(names, arrays, strict=True)),
+    ]
+    return pa.table([*carried.columns, *arrays], schema=pa.schema(fields))
+
+
 def _check_rows(source: Source, part: Part, rows: int) -> None:
     filtered = getattr(source, "where", None) is not None
     if rows > part.stop - part.start or (not filtered and rows != part.stop - part.start):
@@ -230,8 +269,8 @@ def _check_rows(source: Source, part: Part, rows: int) -> None:
         )
 
 
-def _columns_read(scorer: Scorer, rows: Rows) -> list[str]:
-    """Return what the encoder reads, having it encode no rows, which checks the columns."""
+def _columns_read(scorer: Scorer, rows: Rows, sides: dict[str, EncodedSide]) -> list[str]:
+    """Return what the encoder reads, having it encode no rows, which checks columns, and side tables."""
     asked: list[str] = []
     empty = pl.DataFrame(schema=rows.interactions.collect_schema())
 
@@ -242,13 +281,19 @@ def _columns_read(scorer: Scorer, rows: Rows) -> list[str]:
             require(rows.columns, asked, "interactions")
             yield empty
 
-    for _ in scorer.encoder.batches(_Asked.of(rows, iter(()))):
+    for _ in scorer.encoder.batches(_Asked.of(rows, iter(())), sides=sides):
         pass
     return asked
 
 
 def _scores(values: np.ndarray, dtype: str) -> pa.Array:
-    narrow = np.ascontiguousarray(values, dtype)
+    with np.errstate(over="ignore"):  # told below
+        narrow = np.ascontiguousarray(values, dtype)
+    lost = np.isinf(narrow) & np.isfinite(values) if dtype == "float16" else np.zeros(0, np.bool_)
+    if lost.any():
+        raise EncodingError(
+            f"Scores must be within 65,504 for float16. Found {values[lost][0]:g}: write float32."
+        )
     if narrow.ndim == 1:
         return pa.array(narrow)
     return pa.FixedSizeListArray.from_arrays(pa.array(narrow.reshape(-1)), narrow.shape[1])

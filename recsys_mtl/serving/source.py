@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote
 
 import polars as pl
 import pyarrow as pa
 from pyarrow import parquet
 
-from recsys_mtl.errors import EncodingError
-from recsys_mtl.reading import Rows, paths_of, require, scan
-from recsys_mtl.tables import is_path
+from recsys_mtl.errors import EncodingError, SchemaError
+from recsys_mtl.reading import Rows, require, scan
+from recsys_mtl.serving.reader import Reader
+from recsys_mtl.tables import is_path, paths_of
 
-_TEXTS = (pl.String, pl.Categorical, pl.Enum)
-_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
-_READ_AHEAD = 1 << 20
 _SAMPLED = 2048
+_TOGETHER = frozenset({"Agg", "Correlation", "Explode", "Len", "Over", "Window"})
+"""SQL in polars' terms: what makes a row's value depend on other rows."""
 
 
 @dataclass(frozen=True)
@@ -109,23 +110,35 @@ class _Files:
 
     rows: Rows
     files: Sequence[str]
-    schema: pl.Schema
+    schema: dict[str, pl.DataType]
     groups: list[list[int]]
-    where: str | None
+    where: pl.Expr | None
     broken: dict[int, str]
-    repeatable: bool = True
-    _sides: tuple[str, ...] = ()
+    repeatable: bool
+    _identity: dict[str, Any]
 
     @classmethod
     def open(cls, given: Any, users: Any, items: Any, where: str | None, *, skip: bool) -> _Files:
-        found = scan(given).paths if not skip else paths_of(given)
+        found = paths_of(given, what="interactions")
+        if not found:
+            raise EncodingError(
+                f"The interactions must be parquet files of this machine. Found {given}: read it with"
+                " polars.scan_parquet and give that."
+            )
+        twice = [path for path, count in Counter(map(_real, found)).items() if count > 1]
+        if twice:
+            raise EncodingError(
+                f"Every file of the interactions must be given once. Found {twice[0]} more than once."
+            )
         groups: list[list[int]] = []
+        kinds: list[pa.Schema] = []
         broken: dict[int, str] = {}
         for number, path in enumerate(found):
             try:
                 meta = parquet.read_metadata(path)
                 groups.append([meta.row_group(n).num_rows for n in range(meta.num_row_groups)])
-            except (pa.ArrowInvalid, OSError) as error:
+                kinds.append(meta.schema.to_arrow_schema())
+            except (pa.ArrowException, OSError) as error:
                 groups.append([])
                 broken[number] = f"file {path}: {error}"
                 if not skip:
@@ -138,21 +151,26 @@ class _Files:
                 "The interactions must be readable parquet. Found none that is:"
                 f" {next(iter(broken.values()), given)}"
             )
-        rows = scan(given if not broken else whole, users=users, items=items)
-        if where is not None:
-            rows.filter(where)  # says what is wrong with it before anything is read
-        schema = rows.interactions.collect_schema()
-        sides = tuple(
-            p for side in (rows.users, rows.items) if side is not None for p in side.paths
+        rows = scan(_readable(given, whole) if broken else given, users=users, items=items)
+        schema = _types(rows, kinds)
+        sides = [side for side in (rows.users, rows.items) if side is not None]
+        # Nobody can tell whether a table in memory is the one of an earlier call.
+        tables = [side.paths or [uuid.uuid4().hex] for side in sides]
+        identity = {"side_files": [*map(list, tables)], "where": where}
+        return cls(
+            rows,
+            found,
+            schema,
+            groups,
+            None if where is None else _row_by_row(where, schema),
+            broken,
+            repeatable=all(side.paths for side in sides),
+            _identity=identity,
         )
-        return cls(rows, tuple(found), schema, groups, where, broken, _sides=sides)
 
     def identity(self) -> dict[str, Any]:
-        return {
-            "files": [_stamp(path) for path in self.files],
-            "side_files": [_stamp(path) for path in self._sides],
-            "where": self.where,
-        }
+        sides = [[*map(_stamp, paths)] for paths in self._identity["side_files"]]
+        return {"files": [*map(_stamp, self.files)], **self._identity, "side_files": sides}
 
     def parts(self, part_rows: int) -> list[Part]:
         made: list[Part] = []
@@ -170,22 +188,29 @@ class _Files:
         return made
 
     def frames(self, part: Part, columns: Sequence[str], chunk_rows: int) -> Iterator[pl.DataFrame]:
-        path = self.files[part.file]
-        predicate = None if self.where is None else pl.sql_expr(self.where)
-        used = [] if predicate is None else predicate.meta.root_names()
+        used = [] if self.where is None else self.where.meta.root_names()
         wanted = list(dict.fromkeys((*columns, *used)))
         require(list(self.schema), wanted, "interactions")
-        read = _Reader(path, {name: self.schema[name] for name in wanted})
-        frames: Iterable[pl.DataFrame] = read.frames(range(*part.groups), chunk_rows)
-        if predicate is not None:
-            frames = (frame.filter(predicate) for frame in frames)
-        left = _Rest(frame.select(columns) for frame in frames)
+        read = Reader(self.files[part.file], {name: self.schema[name] for name in wanted})
+        left = _Rest(self._chosen(read, part, columns, chunk_rows))
         frame = left.take(chunk_rows)
         if frame.width == 0:
-            yield pl.DataFrame(schema={name: self.schema[name] for name in columns})
-        while frame.height:
+            frame = pl.DataFrame(schema={name: self.schema[name] for name in columns})
+        yield frame
+        while (frame := left.take(chunk_rows)).height:
             yield frame
-            frame = left.take(chunk_rows)
+
+    def _chosen(
+        self, read: Reader, part: Part, columns: Sequence[str], chunk_rows: int
+    ) -> Iterator[pl.DataFrame]:
+        for frame in read.frames(range(*part.groups), chunk_rows):
+            try:
+                kept = frame if self.where is None else frame.filter(self.where)
+            except pl.exceptions.PolarsError as error:
+                raise EncodingError(
+                    f"The condition could not be applied to file {read.path}: {error}"
+                ) from error
+            yield kept.select(columns)
 
 
 @dataclass
@@ -214,65 +239,6 @@ class _Rest:
         return joined.head(rows)
 
 
-@dataclass
-class _Reader:
-    """One parquet file, as frames of the columns and types that all files have."""
-
-    path: str
-    schema: dict[str, pl.DataType]
-
-    def frames(self, groups: Iterable[int], chunk_rows: int) -> Iterator[pl.DataFrame]:
-        """Read row groups, streaming: at most so many rows are decoded at once."""
-        try:
-            file = parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=_READ_AHEAD)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise self._unreadable("", error) from error
-        with file:
-            own = set(file.schema_arrow.names)
-            named = [name for name in self.schema if name in own]
-            partition = self._partition(own)
-            for group in groups:
-                try:
-                    for batch in file.iter_batches(
-                        chunk_rows, row_groups=[group], columns=named, use_threads=False
-                    ):
-                        yield self._frame(batch, partition)
-                except (pa.ArrowException, OSError) as error:
-                    raise self._unreadable(f", row group {group}", error) from error
-
-    def _unreadable(self, place: str, error: Exception) -> EncodingError:
-        return EncodingError(
-            f"The interactions could not be read: file {self.path}{place}: {error}"
-        )
-
-    def _partition(self, own: set[str]) -> list[pl.Expr]:
-        """Return the columns that the file lacks and its path names, as in day=2026-01-31."""
-        pairs = (piece.partition("=") for piece in Path(self.path).parts if "=" in piece)
-        named = {name: value for name, _, value in pairs}
-        missing = [name for name in self.schema if name not in own]
-        require([*own, *named], missing, f"file {self.path}")
-        found = []
-        for name in missing:
-            value = None if named[name] == _NO_VALUE else unquote(named[name])
-            literal = pl.Series([value], dtype=pl.String)
-            dtype = self.schema[name]
-            cast = literal.str.to_date() if dtype == pl.Date else literal.cast(dtype)
-            found.append(pl.lit(cast[0], dtype=dtype).alias(name))
-        return found
-
-    def _frame(self, batch: pa.RecordBatch, partition: list[pl.Expr]) -> pl.DataFrame:
-        frame = pl.DataFrame(pa.Table.from_batches([batch]))
-        for name, dtype in self.schema.items():
-            found = frame.schema.get(name)
-            if found is not None and found != dtype and (found in _TEXTS) != (dtype in _TEXTS):
-                raise EncodingError(
-                    f"Column {name!r} must have one type in all files. Found {dtype}, and {found} in"
-                    f" file {self.path}: cast one of them."
-                )
-        frame = frame.with_columns(partition).select(list(self.schema))
-        return frame if frame.schema == self.schema else frame.cast(self.schema)  # type: ignore[arg-type]
-
-
 @dataclass(frozen=True)
 class Stream(Rows):
     """Rows whose frames come from elsewhere, for an encoder that reads several parts in one go."""
@@ -292,7 +258,7 @@ class Stream(Rows):
 
 def row_bytes(source: Source, parts: Sequence[Part], columns: Sequence[str]) -> float:
     """Return the bytes a row takes in memory once it is read, from the first rows there are."""
-    if not source.repeatable:
+    if isinstance(source, _Table):
         source = _Table(replace(source.rows))
         parts = [Part(0, 0, 0, _SAMPLED)]
     for part in parts:
@@ -302,6 +268,79 @@ def row_bytes(source: Source, parts: Sequence[Part], columns: Sequence[str]) -> 
     return 0.0
 
 
+def _readable(given: Any, whole: list[str]) -> Any:
+    """Return the files that can be read, with the columns that a folder's partitions are."""
+    if isinstance(given, list | tuple) and len(given) == 1:
+        given = given[0]
+    if isinstance(given, list | tuple) or not Path(given).is_dir():
+        return whole
+    stored = set(parquet.read_schema(whole[0]).names)
+    below = [piece.partition("=") for piece in Path(whole[0]).relative_to(given).parts]
+    keys = [name for name, equals, _ in below if equals and name not in stored]
+    if not keys:
+        return whole
+    parted = pl.scan_parquet(whole, glob=False, hive_partitioning=True).select(keys)
+    return pl.concat([pl.scan_parquet(whole, glob=False), parted], how="horizontal")
+
+
+def _types(rows: Rows, kinds: Sequence[pa.Schema]) -> dict[str, pl.DataType]:
+    """Return the columns' types: those of the first file in which they have one."""
+    found = dict(rows.interactions.collect_schema())
+    for name in [name for name, dtype in found.items() if dtype == pl.Null]:
+        for kind in kinds:
+            if name in kind.names and not pa.types.is_null(kind.field(name).type):
+                empty = pl.DataFrame(pa.schema([kind.field(name)]).empty_table())
+                found[name] = empty.schema[name]
+                break
+    return found
+
+
+def _row_by_row(where: str, schema: dict[str, pl.DataType]) -> pl.Expr:
+    """Return a condition that can be applied to some rows at a time.
+
+    Raises
+    ------
+    SchemaError
+        If it is no condition on these columns, or whether a row is kept depends on other rows.
+    """
+    try:
+        found = pl.sql_expr(where)
+        pl.DataFrame(schema=schema).filter(found)
+    except (pl.exceptions.PolarsError, ValueError) as error:
+        raise SchemaError(
+            f"where must be an SQL condition on the interactions. Found {where!r}: {error}"
+        ) from error
+
+    def kinds(node: Any) -> Iterator[str]:
+        if isinstance(node, str):
+            yield node
+        elif isinstance(node, list):
+            for one in node:
+                yield from kinds(one)
+        elif isinstance(node, dict):
+            for name, value in node.items():
+                yield name
+                if name == "function" and isinstance(value, dict):
+                    yield from value  # not the kinds of string or list functions, such as a slice
+                elif name not in ("Column", "Literal"):
+                    yield from kinds(value)
+
+    together = _TOGETHER & set(kinds(json.loads(found.meta.serialize(format="json"))))
+    if together:
+        raise SchemaError(
+            f"A condition on files must look at one row at a time: they are read piece by piece. Found"
+            f" {where!r}: compute its value first, and compare with that."
+        )
+    return found
+
+
+def _real(path: str) -> str:
+    return str(Path(path).resolve())
+
+
 def _stamp(path: str) -> dict[str, Any]:
+    """Return what tells a file from another, or from itself after a change."""
+    if not Path(path).exists():
+        return {"table": path}
     found = Path(path).stat()
-    return {"path": str(Path(path).resolve()), "size": found.st_size, "mtime_ns": found.st_mtime_ns}
+    return {"path": _real(path), "size": found.st_size, "mtime_ns": found.st_mtime_ns}

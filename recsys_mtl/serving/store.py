@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,22 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from recsys_mtl.serving.source import Part
+from recsys_mtl.serving.writing import (
+    PartWriter,
+    explained,
+    read_json,
+    remove,
+    sha256,
+    sync,
+    write_json,
+)
 
 FORMAT_VERSION = 1
-GROUP_ROWS = 1 << 17
-"""Rows of a row group of the output."""
 _FORMAT = "recsys_mtl scores"
 _MANIFEST = "manifest.json"
 _LAST = "complete.json"
 _OUTPUT = "output"
-_HASHED_AT_ONCE = 1 << 24
+_OLD = "replaced"
 Record = dict[str, Any]
 
 
@@ -60,9 +67,9 @@ class Store:
 
     def complete(self) -> dict[str, Any] | None:
         """Return the manifest if this very output is there and whole, byte for byte."""
-        found, told = _read(self.manifest), True
+        found, told = read_json(self.manifest), True
         if found is None:  # a run that ended between the two last renames
-            found, told = _read(self.work / _LAST), False
+            found, told = read_json(self.work / _LAST), False
         if found is None or not found.get("complete") or found.get("run") != self._digest():
             return None
         files = [self.target / one["name"] for one in found["parts"]]
@@ -73,10 +80,13 @@ class Store:
             file.is_file() and sha256(file) == digest
             for file, digest in zip(files, hashes, strict=True)
         )
-        if same and not told:
-            _write(self.manifest, found)
+        if not same:
+            return None
+        if not told:
+            write_json(self.manifest, found)
+        if self._begun() in (None, found["run"]):
             self.discard()
-        return found if same else None
+        return found
 
     def check(self, *, overwrite: bool) -> None:
         """Refuse to touch what is there; discard the start of another run if it may be overwritten.
@@ -87,7 +97,7 @@ class Store:
             If the output, or the unfinished run, is of another input, model or setting.
         """
         if self.target.exists():
-            ours = _read(self.manifest)
+            ours = read_json(self.manifest)
             if not overwrite or (
                 self.target.is_dir() and ours is None and any(self.target.iterdir())
             ):
@@ -96,8 +106,7 @@ class Store:
                     " Choose another output"
                     f"{', or overwrite it (--overwrite)' if ours or self.target.is_file() else ''}."
                 )
-        started = _read(self.work / _MANIFEST)
-        if started is not None and started.get("run") != self._digest():
+        if self._begun() not in (None, self._digest()):
             if not overwrite:
                 raise FileExistsError(
                     f"{self.work} holds an unfinished run of another input, model or setting. Finish"
@@ -105,8 +114,19 @@ class Store:
                 )
             self.discard()
 
-    def open(self, chunk_rows: int) -> tuple[dict[int, Record], int]:
+    def _begun(self) -> str | None:
+        """Return the digest of the run whose parts are there, if there is one."""
+        return (read_json(self.work / _MANIFEST) or {}).get("run")
+
+    def open(self, parts: Sequence[Part], chunk_rows: int) -> tuple[dict[int, Record], int]:
         """Make the folder of parts, or find it.
+
+        Parameters
+        ----------
+        parts
+            All parts. What is there of others, as of a file that was left out before, is removed.
+        chunk_rows
+            Rows to read at once.
 
         Returns
         -------
@@ -117,7 +137,7 @@ class Store:
             between its parts.
         """
         self.work.mkdir(parents=True, exist_ok=True)
-        begun = _read(self.work / _MANIFEST) or {}
+        begun = read_json(self.work / _MANIFEST) or {}
         if begun.get("run") == self._digest():
             chunk_rows = int(begun.get("chunk_rows", chunk_rows))
         self._sweep()
@@ -126,14 +146,17 @@ class Store:
             moved.rename(self.work / moved.name)
         header = {"format": _FORMAT, "format_version": FORMAT_VERSION, "complete": False}
         own = {"run": self._digest(), "chunk_rows": chunk_rows}
-        _write(self.work / _MANIFEST, header | own | self.identity)
-        return self._finished(), chunk_rows
+        write_json(self.work / _MANIFEST, header | own | self.identity)
+        return self._finished(parts), chunk_rows
 
-    def _finished(self) -> dict[int, Record]:
+    def _finished(self, parts: Sequence[Part]) -> dict[int, Record]:
         found: dict[int, Record] = {}
-        for file in sorted(self.work.glob("part-*.json")):
-            record, part = _read(file), self.work / f"{file.stem}.parquet"
-            if record and part.is_file() and sha256(part) == record["sha256"]:
+        wanted = {part.number: place_of(part) for part in parts}
+        for file in self.work.glob("part-*.json"):
+            record, part = read_json(file), self.work / f"{file.stem}.parquet"
+            place = wanted.get(int(record["number"])) if record else None
+            known = record and place and record.items() >= place.items()
+            if record and known and part.is_file() and sha256(part) == record["sha256"]:
                 found[int(record["number"])] = record
             else:
                 file.unlink()
@@ -141,28 +164,22 @@ class Store:
 
     def records(self) -> list[Record]:
         """Return the records of the parts that are there, in order."""
-        found = (_read(file) for file in sorted(self.work.glob("part-*.json")))
-        return [record for record in found if record is not None]
+        found = (read_json(file) for file in self.work.glob("part-*.json"))
+        return sorted((one for one in found if one), key=lambda record: int(record["number"]))
 
     @contextmanager
     def part(self, part: Part, schema: pa.Schema) -> Iterator[tuple[PartWriter, Record]]:
         """Write one part: it is there, with its record, once the block has ended without an error."""
-        name = f"part-{part.number:05d}"
+        name = f"part-{part.number:07d}"
         aside = self.work / f"{name}.{os.getpid()}.tmp"
-        record: Record = {
-            "number": part.number,
-            "name": f"{name}.parquet",
-            "file": part.file,
-            "start": part.start,
-            "stop": part.stop,
-        }
+        record: Record = {"name": f"{name}.parquet", **place_of(part)}
         try:
             with PartWriter(aside, schema) as writer:
                 yield writer, record
-            _sync(aside)
+            sync(aside)
             record |= {"rows": writer.rows, "size": aside.stat().st_size, "sha256": sha256(aside)}
             aside.replace(self.work / f"{name}.parquet")
-            _write(self.work / f"{name}.json", record)
+            write_json(self.work / f"{name}.json", record)
         finally:
             aside.unlink(missing_ok=True)
 
@@ -196,26 +213,33 @@ class Store:
                 {k: v for k, v in one.items() if k not in ("counts", "absent")} for one in records
             ],
         }
-        _write(self.work / _LAST, manifest)
-        for one in (self.manifest, self.target):
-            _remove(one)
+        write_json(self.work / _LAST, manifest)
         if single is not None:
+            self.manifest.unlink(missing_ok=True)
             whole.replace(self.target)
         else:
             self._publish(kept)
-        _sync(self.target.parent)
-        _write(self.manifest, manifest)
+        sync(self.target.parent)
+        write_json(self.manifest, manifest)
         self.discard()
         return manifest
 
     def _publish(self, names: set[str]) -> None:
-        """Rename a folder of all parts to the output: it was not there, and then it is whole."""
-        fresh = self.work / _OUTPUT
+        """Rename a folder of all parts to the output: it was not there, and then it is whole.
+
+        An older output is first renamed as a whole. While its manifest is there without it, and none
+        that is not of this run, a later call takes nothing that it finds for an output of others.
+        """
+        fresh, old = self.work / _OUTPUT, self.work / _OLD
         fresh.mkdir(exist_ok=True)
         for name in names:
             if (self.work / name).exists():
                 (self.work / name).rename(fresh / name)
         (fresh / "_SUCCESS").touch()
+        if self.target.exists():
+            remove(old)
+            self.target.rename(old)
+        self.manifest.unlink(missing_ok=True)
         fresh.rename(self.target)
 
     def _joined(self, files: Sequence[Path]) -> Path:
@@ -228,7 +252,7 @@ class Store:
                 with parquet.ParquetFile(file) as opened:
                     for group in range(opened.num_row_groups):
                         writer.add(opened.read_row_group(group))
-        _sync(aside)
+        sync(aside)
         return aside
 
     def leave(self, *, keep: bool) -> None:
@@ -260,7 +284,7 @@ def locked(target: Path) -> Iterator[None]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     place = target.parent / f".{target.name}.lock"
-    with _explained(place):
+    with explained(place):
         handle = os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
@@ -281,104 +305,6 @@ def locked(target: Path) -> Iterator[None]:
         os.close(handle)
 
 
-class PartWriter:
-    """A parquet file whose bytes follow from its rows alone, however they came in pieces."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._path, self._schema = path, schema
-        self._writer: parquet.ParquetWriter | None = None
-        self._held: list[pa.Table] = []
-        self.rows = 0
-
-    def __enter__(self) -> PartWriter:
-        with _explained(self._path):
-            self._writer = parquet.ParquetWriter(
-                self._path, self._schema, compression="zstd", compression_level=1, version="2.6"
-            )
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            with suppress(OSError, pa.ArrowException):  # the first error is the one to tell
-                self._close()
-            return
-        with _explained(self._path):
-            self._flush(1)
-            self._close()
-
-    def add(self, table: pa.Table) -> None:
-        """Add rows."""
-        self._held.append(table)
-        self.rows += table.num_rows
-        with _explained(self._path):
-            self._flush(GROUP_ROWS)
-
-    def _flush(self, least: int) -> None:
-        while sum(table.num_rows for table in self._held) >= least:
-            joined = pa.concat_tables(self._held)
-            group = joined.slice(0, GROUP_ROWS).combine_chunks()
-            self._held = [joined.slice(GROUP_ROWS)]
-            if self._writer is not None:
-                self._writer.write_table(group, row_group_size=GROUP_ROWS)
-
-    def _close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Say what to do about a disk that is full."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"{path.parent} could not be written to: {error}. Make room, or choose another output; the"
-            " same command then goes on behind the parts that are finished."
-        ) from error
-
-
-def sha256(path: Path) -> str:
-    """Return the hash of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(_HASHED_AT_ONCE):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """Return JSON values, or None where there are none, or not of ours."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    """Write aside and rename."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with _explained(path):
-            aside.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
-            _sync(aside)
-            aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def place_of(part: Part) -> Record:
+    """Return what a record tells of where its rows come from."""
+    return {"number": part.number, "file": part.file, "start": part.start, "stop": part.stop}

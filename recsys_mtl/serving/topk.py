@@ -1,7 +1,7 @@
 """Top-k: the best items of every user, or the best users of every item.
 
-Equal scores are ranked by id, so the result depends on the scores alone: not on chunks, threads or the
-order of the rows.
+Equal scores are ranked by id, so the result depends on the scores alone. Rows without a user (or item) are
+ranked as those of one user.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from recsys_mtl.reading import Rows, require, scan
 from recsys_mtl.serving.all_pairs import AllPairs
 from recsys_mtl.serving.scorer import CHUNK_ROWS, Scorer
 from recsys_mtl.serving.whole_file import write_frames
-from recsys_mtl.tables import lazy_frame
+from recsys_mtl.serving.writing import check_not_read
+from recsys_mtl.tables import lazy_frame, paths_of
 
 Score = str | pl.Expr | Callable[[pl.DataFrame], Any]
 """What ranks: a score's name or an SQL expression of several, a polars expression, or a function from the
@@ -158,9 +159,16 @@ def top_k_to_parquet(
     """Do what `top_k` does, into a parquet file that appears when it is complete; return its rows.
 
     For all pairs, memory is needed for the users and items tables and some `PAIRS_AT_ONCE` scores; for
-    candidates, for k rows of each key and a chunk.
+    candidates, for k rows of each key and a chunk; for both, for the pairs to leave out.
+
+    Raises
+    ------
+    FileExistsError
+        If the file is one of those that are read.
     """
     ask = TopK(k, by, score)
+    given = {"candidates": candidates, "users": users, "items": items, "exclude": exclude}
+    check_not_read(Path(path), [(name, _files_of(table, name)) for name, table in given.items()])
     pieces = _frames(scorer, ask, candidates, users, items, exclude, context)
     with closing(pieces), tqdm(unit="rows", disable=not progress, desc="top k") as bar:
         return write_frames(pieces, Path(path), bar.update)
@@ -235,6 +243,14 @@ def _without(rows: Rows, seen: pl.LazyFrame, keys: list[str]) -> Rows:
     casts = [pl.col(key).cast(ours[key], strict=False) for key in keys]
     left = rows.interactions.join(seen.select(casts).unique(), on=keys, how="anti")
     return replace(rows, interactions=left, index=None)
+
+
+def _files_of(table: Any, name: str) -> list[str]:
+    """List the files behind a table, or behind rows and their side tables."""
+    if not isinstance(table, Rows):
+        return list(paths_of(table, what=name))
+    sides = [side.paths for side in (table.users, table.items) if side is not None]
+    return [path for paths in (table.paths, *sides) for path in paths]
 
 
 def _parsed(text: str) -> pl.Expr:

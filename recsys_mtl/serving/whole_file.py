@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
-from pyarrow import parquet
+
+from recsys_mtl.serving.store import locked
+from recsys_mtl.serving.writing import PartWriter, sync
 
 
 def write_frames(
@@ -33,18 +34,19 @@ def write_frames(
     """
     if target.is_dir():
         raise IsADirectoryError(f"{target} must be a file to write. Found a folder.")
-    first = next(frames)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    written = 0
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-        part = Path(folder) / target.name
-        with parquet.ParquetWriter(part, arrow(first).schema, compression="zstd") as writer:
-            for frame in chain([first], frames):
-                writer.write_table(arrow(frame))
-                written += frame.height
-                wrote(frame.height)
-        part.replace(target)
-    return written
+    with locked(target):
+        aside = target.with_name(f".{target.name}.tmp")
+        try:
+            first = next(frames)
+            with PartWriter(aside, arrow(first).schema) as writer:
+                for frame in chain([first], frames):
+                    writer.add(arrow(frame))
+                    wrote(frame.height)
+            sync(aside)
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
+    return writer.rows
 
 
 def arrow(frame: pl.DataFrame) -> pa.Table:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from recsys_mtl.cli import app
 from recsys_mtl.scoring import score_parquet
-from recsys_mtl.serving.store import GROUP_ROWS
+from recsys_mtl.serving.writing import GROUP_ROWS
 
 TASKS = ["interest", "ctr", "rating"]
 FULL_AT = 60_000
@@ -41,14 +41,6 @@ def sides(log, tmp_path) -> dict[str, Path]:
     log.users.head(50).write_parquet(tmp_path / "users.parquet")
     log.items.head(35).write_parquet(tmp_path / "items.parquet")
     return {name: tmp_path / f"{name}.parquet" for name in ("users", "items")}
-
-
-def _damage(file: Path, group: int) -> None:
-    column = parquet.read_metadata(file).row_group(group).column(0)
-    start = column.dictionary_page_offset or column.data_page_offset
-    data = bytearray(file.read_bytes())
-    data[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
-    file.write_bytes(data)
 
 
 @pytest.mark.parametrize(
@@ -132,9 +124,9 @@ def _score(model: Path, pairs: Path, sides: dict[str, Path], output: Path, *more
 
 
 def test_the_command_stops_at_a_damaged_row_group_or_leaves_out_its_file(
-    model, log, pairs, sides, tmp_path
+    model, log, pairs, sides, tmp_path, damage
 ):
-    _damage(pairs / "1.parquet", 4)
+    damage(pairs / "1.parquet", 4)
     output = tmp_path / "scores"
     command = _score(model, pairs, sides, output, "--part-rows", "1000")
     result = CliRunner().invoke(app, command)
@@ -185,7 +177,7 @@ def test_a_full_disk_is_told_and_what_was_finished_is_gone_on_with(
     assert "Traceback" not in ended.stderr
     assert not output.exists()
     left = sorted(file.name for file in (tmp_path / ".scores.scoring").iterdir())
-    finished = [f"part-0000{n}.{ending}" for n in range(3) for ending in ("json", "parquet")]
+    finished = [f"part-000000{n}.{ending}" for n in range(3) for ending in ("json", "parquet")]
     assert left == ["manifest.json", *finished]
 
     result = CliRunner().invoke(app, command)

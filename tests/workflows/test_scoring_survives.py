@@ -9,11 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from recsys_mtl import scoring
+from recsys_mtl.errors import EncodingError
 from recsys_mtl.scoring import score_parquet
 from recsys_mtl.serving.store import locked
 
@@ -50,10 +53,10 @@ def _start(command: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def _end(command: list[str]) -> None:
+def _end(command: list[str], code: int = 0) -> None:
     process = _start(command)
     _, error = process.communicate(timeout=240)
-    assert process.returncode == 0, error
+    assert process.returncode == code, error
 
 
 def _bytes(output: Path) -> dict[str, bytes]:
@@ -95,6 +98,76 @@ def test_killed_at_ten_random_moments_it_ends_with_the_same_bytes(place, whole) 
 def test_two_processes_write_the_bytes_of_one(place, whole) -> None:
     _end(_command(place, place / "two", "--workers", "2"))
     _same(place / "two", whole[0])
+
+
+def _below(parent: int) -> list[int]:
+    """Processes that this one started and that score."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            own = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if own == parent and b"spawn_main" in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_the_run_which_can_go_on(place, whole) -> None:
+    command, work = _command(place, place / "lost", "--workers", "2"), place / ".lost.scoring"
+    process = _start(command)
+    while not list(work.glob("part-*.json")) and process.poll() is None:
+        time.sleep(0.005)
+    os.kill(_below(process.pid)[0], signal.SIGKILL)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 2, error
+    assert "Traceback" not in error
+    assert "run the same command again" in error
+    assert not (place / "lost").exists()
+    _end(command)
+    _same(place / "lost", whole[0])
+
+
+@pytest.mark.slow
+def test_processes_leave_out_the_files_that_one_leaves_out(place, log, tmp_path, damage) -> None:
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    for number in range(4):
+        part = log.interactions.slice(2000 * number, 2000)
+        part.write_parquet(pairs / f"{number}.parquet", row_group_size=500)
+    damage(pairs / "2.parquet", 2)
+    (pairs / "1.parquet").write_bytes(b"PAR1")
+    command = _command(place, tmp_path / "one", "--part-rows", "500", "--on-error", "skip-file")
+    command[command.index(str(place / "pairs.parquet"))] = str(pairs)
+    _end(command, 3)
+    both = [str(tmp_path / "two") if one == str(tmp_path / "one") else one for one in command]
+    _end([*both, "--workers", "2"], 3)
+    assert _bytes(tmp_path / "one") == _bytes(tmp_path / "two")
+    assert pl.read_parquet(tmp_path / "two").height == 4000
+
+
+@pytest.mark.slow
+def test_a_file_that_appears_under_the_hands_of_processes_stops_them(
+    place, log, tmp_path, monkeypatch
+) -> None:
+    for number in (1, 2):
+        log.interactions.slice(500 * number, 500).write_parquet(tmp_path / f"{number}.parquet")
+    start = scoring.score_in_processes
+
+    def late(*given: object) -> object:
+        log.interactions.head(500).write_parquet(tmp_path / "0.parquet")
+        return start(*given)
+
+    monkeypatch.setattr(scoring, "score_in_processes", late)
+    with pytest.raises(EncodingError, match="must stay as it is"):
+        score_parquet(
+            place / "model",
+            tmp_path,
+            place / "late",
+            users=place / "users.parquet",
+            items=place / "items.parquet",
+            workers=2,
+        )
+    assert not (place / "late").exists()
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import polars as pl
 import pytest
-from pyarrow import parquet
 
 from recsys_mtl import score_parquet, scoring
 from recsys_mtl.errors import EncodingError
@@ -24,14 +23,6 @@ def folder(table, tmp_path):
         part = table.slice(number * 250, 250)
         part.write_parquet(made / f"{number}.parquet", row_group_size=50)
     return made
-
-
-def _break(file, group):
-    column = parquet.read_metadata(file).row_group(group).column(0)
-    start = column.dictionary_page_offset or column.data_page_offset
-    data = bytearray(file.read_bytes())
-    data[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
-    file.write_bytes(data)
 
 
 @pytest.mark.parametrize("part_rows", [50, 120, 5000])
@@ -91,8 +82,8 @@ def test_a_run_that_goes_on_reads_as_many_rows_at_once_as_it_began_with(
     assert at_once[0] == at_once[1] < at_once[2]
 
 
-def test_a_broken_row_group_is_named_or_its_file_left_out(scorer, table, folder, tmp_path):
-    _break(folder / "2.parquet", 3)
+def test_a_broken_row_group_is_named_or_its_file_left_out(scorer, table, folder, tmp_path, damage):
+    damage(folder / "2.parquet", 3)
     with pytest.raises(EncodingError, match=r"2\.parquet, row group 3"):
         score_parquet(scorer, folder, tmp_path / "s", part_rows=50)
     assert not (tmp_path / "s").exists()

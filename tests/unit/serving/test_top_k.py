@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from pyarrow import parquet
 
 from recsys_mtl import (
     Binary,
@@ -188,6 +189,34 @@ def test_the_file_holds_the_table_and_nothing_else_is_left(ranker, star, tmp_pat
     with pytest.raises(SchemaError):
         top_k_to_parquet(ranker, tmp_path / "other.parquet", **(settings | {"score": "no"}))
     assert [path.name for path in tmp_path.iterdir()] == ["best.parquet"]
+
+
+def test_a_file_that_is_read_is_not_written(ranker, star, tmp_path):
+    pairs, users, items = star
+    files = {"candidates": pairs, "users": users, "items": items, "exclude": pairs.head(5)}
+    for name, frame in files.items():
+        frame.write_parquet(tmp_path / f"{name}.parquet")
+    sides = {name: tmp_path / f"{name}.parquet" for name in ("users", "items")}
+    asked = {"k": 3, "by": "user_id", "score": "ctr", "exclude": tmp_path / "exclude.parquet"}
+    candidates = scan(tmp_path / "candidates.parquet", **sides)
+    for name in files:
+        with pytest.raises(FileExistsError, match="must not be overwritten"):
+            top_k_to_parquet(ranker, tmp_path / f"{name}.parquet", candidates, **asked)
+    with pytest.raises(FileExistsError, match="read as the items"):
+        top_k_to_parquet(ranker, tmp_path / "items.parquet", **sides, context={"hour": 1}, **asked)
+    assert all(pl.read_parquet(tmp_path / f"{name}.parquet").equals(files[name]) for name in files)
+
+
+def test_a_file_has_as_few_row_groups_whatever_is_scored_at_once(
+    ranker, star, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(all_pairs, "PAIRS_AT_ONCE", ITEMS)  # a frame for each user
+    _, users, items = star
+    given = {"users": users, "items": items, "context": {"hour": 1}}
+    file = tmp_path / "best.parquet"
+    rows = top_k_to_parquet(ranker, file, k=2, by="user_id", score="ctr", **given)
+    assert parquet.read_metadata(file).num_row_groups == 1
+    assert rows == 2 * USERS
 
 
 @pytest.mark.parametrize("empty", ["users", "items", "candidates"])

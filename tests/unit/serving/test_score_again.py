@@ -1,0 +1,174 @@
+"""Scoring called again: what may have changed is not taken for what is there."""
+
+import os
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recsys_mtl import (
+    Binary,
+    Categorical,
+    MultiTaskRanker,
+    Numeric,
+    Schema,
+    SharedBottom,
+    Side,
+    scan,
+    score_parquet,
+)
+from recsys_mtl.errors import EncodingError, SchemaError
+from recsys_mtl.serving import source
+from recsys_mtl.serving.store import Store
+
+
+@pytest.fixture
+def folder(table, tmp_path):
+    made = tmp_path / "rows"
+    made.mkdir()
+    for number in range(4):
+        part = table.slice(number * 250, 250)
+        part.write_parquet(made / f"{number}.parquet", row_group_size=50)
+    return made
+
+
+@pytest.fixture(scope="module")
+def users(table):
+    names = table["user_id"].unique(maintain_order=True)
+    return pl.DataFrame({"user_id": names, "age": [20.0 + number for number in range(len(names))]})
+
+
+@pytest.fixture(scope="module")
+def star(table, users):
+    schema = Schema(
+        user=Side("user_id", features=[Categorical("user_id"), Numeric("age", scaling="standard")]),
+        item=Side("item_id", features=[Categorical("item_id")]),
+        tasks=[Binary("ctr", label="click")],
+    )
+    made = MultiTaskRanker(
+        schema,
+        sharing=SharedBottom(dims=(8,)),
+        embedding_dim=4,
+        max_epochs=2,
+        batch_size=100,
+        device="cpu",
+        random_state=0,
+    )
+    return made.fit(scan(table, users=users)).scorer
+
+
+def _unreadable(monkeypatch, name):
+    """Have a file be out of reach for now, as on a disk of the network."""
+    real = source.parquet.read_metadata
+
+    def read(path):
+        if os.path.basename(path) == name:
+            raise OSError("Stale file handle")
+        return real(path)
+
+    monkeypatch.setattr(source.parquet, "read_metadata", read)
+
+
+def _cut_at(monkeypatch, call):
+    """Interrupt a run when it begins to write this part."""
+    part, calls = Store.part, []
+
+    def cut(self, one, schema):
+        calls.append(one)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return part(self, one, schema)
+
+    monkeypatch.setattr(Store, "part", cut)
+
+
+def test_other_side_tables_in_memory_are_other_scores(star, users, folder, tmp_path):
+    output = tmp_path / "s.parquet"
+    score_parquet(star, folder, output, users=users)
+    older = users.with_columns(age=60 - pl.col("age"))
+    with pytest.raises(FileExistsError, match="of other scores"):
+        score_parquet(star, folder, output, users=older)
+    score_parquet(star, folder, output, users=older, overwrite=True)
+    rows = scan(pl.read_parquet(folder), users=older)
+    expected = star.score(rows)["ctr"].to_numpy()
+    np.testing.assert_allclose(pl.read_parquet(output)["ctr"].to_numpy(), expected, atol=1e-6)
+
+
+def test_a_side_table_that_is_written_anew_is_another_input(star, users, folder, tmp_path):
+    output, file = tmp_path / "s.parquet", tmp_path / "users.parquet"
+    users.write_parquet(file)
+    score_parquet(star, folder, output, users=file)
+    assert score_parquet(star, folder, output, users=file).seconds == 0
+    users.with_columns(age=60 - pl.col("age")).write_parquet(file)
+    with pytest.raises(FileExistsError, match="of other scores"):
+        score_parquet(star, folder, output, users=file)
+
+
+def test_a_file_that_can_be_read_again_moves_no_rows(scorer, table, folder, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        _unreadable(patched, "1.parquet")
+        _cut_at(patched, 3)
+        with pytest.raises(KeyboardInterrupt):
+            score_parquet(scorer, folder, tmp_path / "s", on_error="skip-file")
+    summary = score_parquet(scorer, folder, tmp_path / "s", on_error="skip-file")
+    assert (summary.quarantined, summary.resumed) == ((), 1)
+    names = ["user_id", "item_id"]
+    assert pl.read_parquet(tmp_path / "s").select(names).equals(table.select(names))
+
+
+def test_what_was_left_out_is_read_where_that_is_asked_for(
+    scorer, table, folder, tmp_path, monkeypatch
+):
+    output = tmp_path / "s.parquet"
+    with monkeypatch.context() as patched:
+        _unreadable(patched, "1.parquet")
+        summary = score_parquet(scorer, folder, output, on_error="skip-file")
+    assert summary.rows_out == 750
+    assert score_parquet(scorer, folder, output, on_error="skip-file").rows_out == 750
+    with pytest.raises(FileExistsError):
+        score_parquet(scorer, folder, output, on_error="stop")
+    summary = score_parquet(scorer, folder, output, on_error="skip-file", overwrite=True)
+    assert (summary.rows_out, summary.quarantined) == (1000, ())
+    assert pl.read_parquet(output)["user_id"].equals(table["user_id"])
+
+
+def test_a_condition_that_keeps_nothing_of_some_parts_gives_the_rows_of_the_others(
+    scorer, table, folder, tmp_path
+):
+    rows = table.with_row_index("number").with_columns(pl.col("number").cast(pl.Int64))
+    for number in range(4):
+        part = rows.slice(number * 250, 250)
+        part.write_parquet(folder / f"{number}.parquet", row_group_size=50)
+    where = "number >= 300 AND number < 520"
+    summary = score_parquet(scorer, folder, tmp_path / "s", part_rows=50, where=where)
+    found = pl.read_parquet(tmp_path / "s")
+    assert (summary.rows_in, summary.rows_out) == (1000, 220)
+    assert found["user_id"].equals(table["user_id"].slice(300, 220))
+    none = score_parquet(scorer, folder, tmp_path / "none.parquet", where="number > 1000")
+    assert none.rows_out == 0
+    assert pl.read_parquet(tmp_path / "none.parquet").schema == found.schema
+
+
+def test_a_budget_that_a_row_group_of_the_output_exceeds_is_told(scorer, table, tmp_path):
+    wide = pl.concat([table] * 8).with_columns(note=pl.lit("x" * 9_000))
+    wide.write_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(EncodingError, match=r"memory_mib must be at least 1[34]\d for"):
+        score_parquet(
+            scorer, tmp_path / "rows.parquet", tmp_path / "s", keep=["note"], memory_mib=64
+        )
+    assert not (tmp_path / "s").exists()
+    score_parquet(scorer, tmp_path / "rows.parquet", tmp_path / "s", memory_mib=64)
+
+
+def test_a_file_with_text_where_others_have_numbers_is_left_out(scorer, table, folder, tmp_path):
+    text = table.slice(500, 250).with_columns(pl.col("item_id").cast(pl.String))
+    text.write_parquet(folder / "2.parquet")
+    summary = score_parquet(scorer, folder, tmp_path / "s", on_error="skip-file")
+    assert [os.path.basename(file) for file, _ in summary.quarantined] == ["2.parquet"]
+    assert "must have one type in all files" in summary.quarantined[0][1]
+    assert summary.rows_out == 750
+
+
+def test_processes_need_side_tables_that_each_can_open(star, users, folder, tmp_path):
+    with pytest.raises(SchemaError, match="of side tables too"):
+        score_parquet(star, folder, tmp_path / "s", users=users, workers=2)
