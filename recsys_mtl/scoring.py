@@ -142,6 +142,7 @@ def _run(work: Work, setup: Setup, *, overwrite: bool, progress: bool) -> Scorin
     # What was left out may be readable by now.
     again = overwrite or work.options.on_error == "stop"
     if whole is not None and not (whole["quarantined"] and again):
+        store.settle()
         return _summary(work, whole, resumed=len(whole["parts"]), seconds=0.0)
     parts = source.parts(work.options.part_rows)
     broken = dict(source.broken)

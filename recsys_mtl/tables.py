@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from glob import escape, glob
@@ -140,55 +141,63 @@ def damaged_place(paths: Sequence[str]) -> str | None:
 
 
 def paths_of(table: Any, *, what: str = "table") -> tuple[str, ...]:
-    """List the parquet files behind paths, folders and globs, in the order they are read.
+    """List the files behind paths, folders and globs, in the order they are read.
 
-    None for tables in memory. Addresses such as ``s3://...`` are left to polars and not listed.
+    As polars does it, hidden files and those of folders below are among them. None for tables in memory.
+    Addresses such as ``s3://...`` are left to polars and not listed.
 
     Raises
     ------
     EncodingError
         If a path is no file, or a folder or glob holds none.
     """
+    return tuple(path for entry in entries_of(table) for path in _files_of(entry, what))
+
+
+def entries_of(table: Any) -> list[str]:
+    """Return paths, folders, globs and addresses as they were given; none for tables in memory."""
     if not is_path(table):
-        return ()
-    entries = list(map(str, table)) if isinstance(table, list | tuple) else [str(table)]
-    return tuple(path for entry in entries for path in _files_of(entry, what))
+        return []
+    given = table if isinstance(table, list | tuple) else [table]
+    return [os.path.expanduser(str(entry)) for entry in given]
 
 
-def _files_of(entry: str, what: str) -> Iterator[str]:
-    if _is_address(entry):
-        return
-    # What is there is no pattern, even if its name could be read as one.
-    found = [entry] if Path(entry).exists() else sorted(glob(entry, recursive=True))
-    empty = True
-    for path in found:
-        files = [path]
-        if Path(path).is_dir():
-            files = sorted(glob(f"{escape(path)}/**/*.parquet", recursive=True))
-        empty = empty and not files
-        yield from files
-    if empty:
-        raise EncodingError(
-            f"The {what} must be readable parquet. {entry}: there is no such file, nor a file below it"
-            " that ends in .parquet."
-        )
-
-
-def _is_address(entry: str) -> bool:
+def is_address(entry: str) -> bool:
+    """Tell whether an entry is on another machine, or written as if it were."""
     return "://" in entry
 
 
-def _polars_finds(entry: str) -> bool:
-    """Tell whether polars takes an entry for the same files, neither a name for a pattern nor folders amiss."""
-    if _is_address(entry):
-        return True
-    if Path(entry).exists():
-        return escape(entry) == entry
-    return not any(Path(path).is_dir() for path in glob(entry, recursive=True))
+def _files_of(entry: str, what: str) -> list[str]:
+    if is_address(entry):
+        return []
+    if Path(entry).is_file():
+        return [entry]
+    found = {file for path in _matches(entry) for file in _below(path)}
+    if not found:
+        raise EncodingError(
+            f"The {what} must be readable parquet. {entry or repr(entry)}: there is no such file, nor a"
+            " file below it."
+        )
+    return sorted(found)
+
+
+def _matches(entry: str) -> list[str]:
+    # What is there is no pattern, even if its name could be read as one.
+    if not entry or Path(entry).exists():
+        return [entry] if entry else []
+    return glob(entry, recursive=True, include_hidden=True)
+
+
+def _below(path: str) -> Iterator[str]:
+    """Yield a file, or those of a folder, without the marks of other programs: empty, no parquet."""
+    below = glob(f"{escape(path)}/**", recursive=True, include_hidden=True)
+    for file in below if Path(path).is_dir() else [path]:
+        if Path(file).is_file() and (file.endswith(".parquet") or Path(file).stat().st_size):
+            yield file
 
 
 def _scan_parquet(table: Any, what: str) -> pl.LazyFrame:
-    paths = list(map(str, table)) if isinstance(table, list | tuple) else [str(table)]
+    paths = entries_of(table)
     folder = len(paths) == 1 and Path(paths[0]).is_dir()  # its partitions are columns
     found = paths_of(paths, what=what)
     try:
@@ -203,6 +212,15 @@ def _scan_parquet(table: Any, what: str) -> pl.LazyFrame:
         named = ", ".join(paths)
         raise EncodingError(f"The {what} must be readable parquet. {named}: {error}") from error
     return frame
+
+
+def _polars_finds(entry: str) -> bool:
+    """Tell whether polars, too, takes an entry for its files, not its name for a pattern."""
+    if is_address(entry):
+        return True
+    if Path(entry).exists():
+        return escape(entry) == entry
+    return not any(Path(path).is_dir() for path in _matches(entry))
 
 
 def _is_pandas(table: Any) -> bool:

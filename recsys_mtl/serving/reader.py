@@ -93,13 +93,15 @@ class Reader:
         """Return the column in the type of all files, if that changes no value."""
         if column.dtype == dtype:
             return column
-        if column.dtype != pl.Null and (_has_text(column.dtype) != _has_text(dtype)):
+        if not is_untyped(column.dtype) and _meaning(column.dtype) != _meaning(dtype):
             raise self._differs(column, dtype, "")
         try:
             found = column.cast(dtype)
             same = found.cast(column.dtype).eq_missing(column)
         except pl.exceptions.PolarsError as error:
             raise self._differs(column, dtype, f" ({error})") from error
+        if found.dtype != dtype:
+            raise self._differs(column, dtype, "")
         if not same.all():
             raise self._differs(column, dtype, f", such as {column.filter(~same)[0]!r}")
         return found
@@ -114,11 +116,28 @@ class Reader:
 def _parsed(text: pl.Series, dtype: pl.DataType) -> pl.Series:
     if dtype == pl.Date:
         return text.str.to_date()
+    if dtype == pl.Boolean:
+        return text.replace_strict({"true": True, "false": False}, return_dtype=pl.Boolean)
     if isinstance(dtype, pl.Datetime):
         return text.str.to_datetime(time_unit=dtype.time_unit)
     return text.cast(dtype)
 
 
-def _has_text(dtype: pl.DataType) -> bool:
+def _meaning(dtype: pl.DataType) -> object:
+    """Return what values of a type stand for; between two such kinds, casts make other values."""
     inner = getattr(dtype, "inner", None)
-    return dtype in _TEXTS if inner is None else _has_text(inner)
+    if inner is not None:
+        return _meaning(inner)
+    if dtype in _TEXTS:
+        return "text"
+    if isinstance(dtype, pl.Datetime):
+        return "moment" if dtype.time_zone else "time of a clock"
+    if dtype == pl.Date:
+        return "time of a clock"
+    return type(dtype).__name__ if dtype.is_temporal() else "value"
+
+
+def is_untyped(dtype: pl.DataType) -> bool:
+    """Tell whether a type says nothing of values: there were none, or empty lists only."""
+    inner = getattr(dtype, "inner", None)
+    return dtype == pl.Null if inner is None else is_untyped(inner)

@@ -123,25 +123,30 @@ class Work:
         """
         each = _COPIES * row_bytes(self.source, parts, self.columns) + 8 * len(self.names)
         # What has been scored waits for a whole row group.
+        written = row_bytes(self.source, parts, self.kept) + 8 * len(self.names)
         group = min(GROUP_ROWS, max((part.stop - part.start for part in parts), default=0))
-        held = 2 * group * (each / _COPIES)
+        held = 2 * group * written
         left = self.options.memory_mib * 2**20 / processes - held
         if left < 0:
             raise EncodingError(
                 f"memory_mib must be at least {math.ceil(held * processes / 2**20):,} for these rows:"
-                f" each takes about {each / _COPIES:,.0f} bytes, and each process ({processes}) holds"
-                f" {group:,} of them, twice, while it writes. Found {self.options.memory_mib}: raise it,"
-                " or carry along fewer columns."
+                f" written, one takes about {written:,.0f} bytes, and each process ({processes}) holds"
+                f" {group:,} of them, twice. Found {self.options.memory_mib}: raise it, or carry along"
+                " fewer columns."
             )
         rows = SCORE_ROWS
         while rows < GROUP_ROWS and 2 * rows * each * CHUNKS_HELD <= left:
             rows *= 2
         return rows
 
+    @property
+    def kept(self) -> list[str]:
+        """Columns that are written as they were read: ids, and those carried along."""
+        return list(dict.fromkeys((*self.scorer.schema.keys, *self.options.keep)))
+
     def table(self, scored: Scored) -> pa.Table:
         """Return ids, carried columns and scores of a chunk."""
-        own = dict.fromkeys((*self.scorer.schema.keys, *self.options.keep))
-        frame = scored.piece.frame.select(list(own))
+        frame = scored.piece.frame.select(self.kept)
         found = [one.numpy() for one in scored.pending.scores()]
         return score_table(frame, found, self.names, self.options)
 

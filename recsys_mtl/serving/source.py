@@ -17,11 +17,11 @@ from pyarrow import parquet
 
 from recsys_mtl.errors import EncodingError, SchemaError
 from recsys_mtl.reading import Rows, require, scan
-from recsys_mtl.serving.reader import Reader
-from recsys_mtl.tables import is_path, paths_of
+from recsys_mtl.serving.reader import Reader, is_untyped
+from recsys_mtl.tables import entries_of, is_address, is_path, paths_of
 
 _SAMPLED = 2048
-_TOGETHER = frozenset({"Agg", "Correlation", "Explode", "Len", "Over", "Window"})
+_TOGETHER = frozenset({"Agg", "Correlation", "Explode", "Len", "Over", "Quantile", "Window"})
 """SQL in polars' terms: what makes a row's value depend on other rows."""
 
 
@@ -119,25 +119,24 @@ class _Files:
 
     @classmethod
     def open(cls, given: Any, users: Any, items: Any, where: str | None, *, skip: bool) -> _Files:
-        found = paths_of(given, what="interactions")
-        if not found:
+        distant = [entry for entry in entries_of(given) if is_address(entry)]
+        if distant:
             raise EncodingError(
-                f"The interactions must be parquet files of this machine. Found {given}: read it with"
-                " polars.scan_parquet and give that."
+                f"The interactions must be parquet files of this machine. Found {distant[0]}: read it"
+                " with polars.scan_parquet and give that."
             )
+        found = paths_of(given, what="interactions")
         twice = [path for path, count in Counter(map(_real, found)).items() if count > 1]
         if twice:
             raise EncodingError(
                 f"Every file of the interactions must be given once. Found {twice[0]} more than once."
             )
         groups: list[list[int]] = []
-        kinds: list[pa.Schema] = []
         broken: dict[int, str] = {}
         for number, path in enumerate(found):
             try:
                 meta = parquet.read_metadata(path)
                 groups.append([meta.row_group(n).num_rows for n in range(meta.num_row_groups)])
-                kinds.append(meta.schema.to_arrow_schema())
             except (pa.ArrowException, OSError) as error:
                 groups.append([])
                 broken[number] = f"file {path}: {error}"
@@ -152,11 +151,9 @@ class _Files:
                 f" {next(iter(broken.values()), given)}"
             )
         rows = scan(_readable(given, whole) if broken else given, users=users, items=items)
-        schema = _types(rows, kinds)
-        sides = [side for side in (rows.users, rows.items) if side is not None]
-        # Nobody can tell whether a table in memory is the one of an earlier call.
-        tables = [side.paths or [uuid.uuid4().hex] for side in sides]
-        identity = {"side_files": [*map(list, tables)], "where": where}
+        schema = _types(rows, whole)
+        sides = [side for side in (users, items) if side is not None]
+        identity = {"side_files": [*map(_places, sides)], "where": where}
         return cls(
             rows,
             found,
@@ -164,7 +161,7 @@ class _Files:
             groups,
             None if where is None else _row_by_row(where, schema),
             broken,
-            repeatable=all(side.paths for side in sides),
+            repeatable=all(map(is_path, sides)),
             _identity=identity,
         )
 
@@ -261,10 +258,14 @@ def row_bytes(source: Source, parts: Sequence[Part], columns: Sequence[str]) -> 
     if isinstance(source, _Table):
         source = _Table(replace(source.rows))
         parts = [Part(0, 0, 0, _SAMPLED)]
+    elif isinstance(source, _Files):
+        source = replace(source, where=None)  # which rows they are does not matter
     for part in parts:
         with suppress(EncodingError):  # a broken part is told when its turn comes
             for frame in source.frames(part, columns, _SAMPLED):
-                return frame.estimated_size() / max(frame.height, 1)
+                if frame.height:
+                    return frame.estimated_size() / frame.height
+                break
     return 0.0
 
 
@@ -283,15 +284,24 @@ def _readable(given: Any, whole: list[str]) -> Any:
     return pl.concat([pl.scan_parquet(whole, glob=False), parted], how="horizontal")
 
 
-def _types(rows: Rows, kinds: Sequence[pa.Schema]) -> dict[str, pl.DataType]:
+def _places(side: Any) -> list[str]:
+    """Return a side table's files and addresses."""
+    if not is_path(side):
+        return [uuid.uuid4().hex]  # nobody can tell whether it is the one of an earlier call
+    return [*paths_of(side), *filter(is_address, entries_of(side))]
+
+
+def _types(rows: Rows, files: Sequence[str]) -> dict[str, pl.DataType]:
     """Return the columns' types: those of the first file in which they have one."""
     found = dict(rows.interactions.collect_schema())
-    for name in [name for name, dtype in found.items() if dtype == pl.Null]:
-        for kind in kinds:
-            if name in kind.names and not pa.types.is_null(kind.field(name).type):
-                empty = pl.DataFrame(pa.schema([kind.field(name)]).empty_table())
-                found[name] = empty.schema[name]
-                break
+    unknown = {name for name, dtype in found.items() if is_untyped(dtype)}
+    for file in files if unknown else ():
+        stored = parquet.read_schema(file)
+        fields = [stored.field(name) for name in unknown & set(stored.names)]
+        found |= pl.DataFrame(pa.schema(fields).empty_table()).schema
+        unknown = {name for name in unknown if is_untyped(found[name])}
+        if not unknown:
+            break
     return found
 
 

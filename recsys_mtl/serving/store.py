@@ -80,13 +80,9 @@ class Store:
             file.is_file() and sha256(file) == digest
             for file, digest in zip(files, hashes, strict=True)
         )
-        if not same:
-            return None
-        if not told:
+        if same and not told:
             write_json(self.manifest, found)
-        if self._begun() in (None, found["run"]):
-            self.discard()
-        return found
+        return found if same else None
 
     def check(self, *, overwrite: bool) -> None:
         """Refuse to touch what is there; discard the start of another run if it may be overwritten.
@@ -97,7 +93,7 @@ class Store:
             If the output, or the unfinished run, is of another input, model or setting.
         """
         if self.target.exists():
-            ours = read_json(self.manifest)
+            ours = read_json(self.manifest) or self._published()
             if not overwrite or (
                 self.target.is_dir() and ours is None and any(self.target.iterdir())
             ):
@@ -112,6 +108,17 @@ class Store:
                     f"{self.work} holds an unfinished run of another input, model or setting. Finish"
                     " that, or discard it (--overwrite)."
                 )
+            self.discard()
+
+    def _published(self) -> dict[str, Any] | None:
+        """Return what a run has told of the folder that is there, if it ended before the manifest."""
+        told = read_json(self.work / _LAST)
+        names = [one["name"] for one in told["parts"]] if told else []
+        return told if all((self.target / name).is_file() for name in names) else None
+
+    def settle(self) -> None:
+        """Remove what a run that ended in its last steps has left beside the complete output."""
+        if self._begun() in (None, self._digest()):
             self.discard()
 
     def _begun(self) -> str | None:
@@ -155,7 +162,7 @@ class Store:
         for file in self.work.glob("part-*.json"):
             record, part = read_json(file), self.work / f"{file.stem}.parquet"
             place = wanted.get(int(record["number"])) if record else None
-            known = record and place and record.items() >= place.items()
+            known = record and place and record.items() >= {"run": self._digest(), **place}.items()
             if record and known and part.is_file() and sha256(part) == record["sha256"]:
                 found[int(record["number"])] = record
             else:
@@ -172,7 +179,7 @@ class Store:
         """Write one part: it is there, with its record, once the block has ended without an error."""
         name = f"part-{part.number:07d}"
         aside = self.work / f"{name}.{os.getpid()}.tmp"
-        record: Record = {"name": f"{name}.parquet", **place_of(part)}
+        record: Record = {"run": self._digest(), "name": f"{name}.parquet", **place_of(part)}
         try:
             with PartWriter(aside, schema) as writer:
                 yield writer, record
@@ -210,7 +217,8 @@ class Store:
             **about,
             "file": single,
             "parts": [
-                {k: v for k, v in one.items() if k not in ("counts", "absent")} for one in records
+                {k: v for k, v in one.items() if k not in ("run", "counts", "absent")}
+                for one in records
             ],
         }
         write_json(self.work / _LAST, manifest)

@@ -190,7 +190,7 @@ def _frames(
         yield from pairs.best(ask.k, ask.rank_by, ask.column, seen)
         return
     if context is not None:
-        raise ValueError("context must be left out where candidates are given: they hold it.")
+        raise SchemaError("context must be left out where candidates are given: they hold it.")
     rows = scan(candidates, users=users, items=items)
     if seen is not None:
         rows = _without(rows, seen, [ask.by, other])

@@ -34,10 +34,10 @@ def write_frames(
     """
     if target.is_dir():
         raise IsADirectoryError(f"{target} must be a file to write. Found a folder.")
+    first = next(frames)
     with locked(target):
         aside = target.with_name(f".{target.name}.tmp")
         try:
-            first = next(frames)
             with PartWriter(aside, arrow(first).schema) as writer:
                 for frame in chain([first], frames):
                     writer.add(arrow(frame))

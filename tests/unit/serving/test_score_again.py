@@ -14,6 +14,7 @@ from recsys_mtl import (
     Schema,
     SharedBottom,
     Side,
+    Vector,
     scan,
     score_parquet,
 )
@@ -132,6 +133,23 @@ def test_what_was_left_out_is_read_where_that_is_asked_for(
     assert pl.read_parquet(output)["user_id"].equals(table["user_id"])
 
 
+def test_reading_again_what_was_left_out_goes_on_after_a_break(
+    scorer, folder, tmp_path, monkeypatch
+):
+    output = tmp_path / "s.parquet"
+    given = {"on_error": "skip-file", "overwrite": True}
+    with monkeypatch.context() as patched:
+        _unreadable(patched, "1.parquet")
+        score_parquet(scorer, folder, output, **given)
+    with monkeypatch.context() as patched:
+        _cut_at(patched, 3)
+        with pytest.raises(KeyboardInterrupt):
+            score_parquet(scorer, folder, output, **given)
+    assert pl.read_parquet(output).height == 750
+    summary = score_parquet(scorer, folder, output, **given)
+    assert (summary.resumed, summary.rows_out) == (2, 1000)
+
+
 def test_a_condition_that_keeps_nothing_of_some_parts_gives_the_rows_of_the_others(
     scorer, table, folder, tmp_path
 ):
@@ -158,6 +176,23 @@ def test_a_budget_that_a_row_group_of_the_output_exceeds_is_told(scorer, table, 
         )
     assert not (tmp_path / "s").exists()
     score_parquet(scorer, tmp_path / "rows.parquet", tmp_path / "s", memory_mib=64)
+
+
+def test_columns_that_are_read_and_not_written_need_no_room_for_a_row_group(users, table, tmp_path):
+    schema = Schema(
+        user=Side("user_id", features=[Categorical("user_id"), Vector("pixels", dim=1000)]),
+        item=Side("item_id", features=[Categorical("item_id")]),
+        tasks=[Binary("ctr", label="click")],
+    )
+    pixels = pl.lit([0.5] * 1000, pl.Array(pl.Float64, 1000))
+    rows = pl.concat([table] * 8).with_columns(pixels=pixels)
+    made = MultiTaskRanker(
+        schema, sharing=SharedBottom(dims=(4,)), max_epochs=1, device="cpu", random_state=0
+    )
+    rows.write_parquet(tmp_path / "rows.parquet")
+    scorer = made.fit(rows.head(200)).scorer
+    summary = score_parquet(scorer, tmp_path / "rows.parquet", tmp_path / "s", memory_mib=64)
+    assert summary.rows_out == 8000
 
 
 def test_a_file_with_text_where_others_have_numbers_is_left_out(scorer, table, folder, tmp_path):

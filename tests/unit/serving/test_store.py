@@ -9,7 +9,7 @@ from recsys_mtl.serving import store as store_module
 from recsys_mtl.serving.source import Part
 from recsys_mtl.serving.store import Store
 
-MOMENTS = 36
+MOMENTS = 48
 """More than a run of three parts changes files."""
 PARTS = [Part(number, 0, 2 * number, 2 * number + 2) for number in range(3)]
 
@@ -22,6 +22,7 @@ def _run(target, value, parts=PARTS):
     """Write parts that hold a value, as a run does."""
     store = Store(target, {"value": value})
     if store.complete() is not None:
+        store.settle()
         return
     store.check(overwrite=True)
     finished, _ = store.open(parts, 1)
@@ -33,6 +34,17 @@ def _run(target, value, parts=PARTS):
     store.finish(store.records(), {})
 
 
+def _remove(folder, ignore_errors=False):
+    """Remove a folder file by file, as the system does."""
+    for path in sorted(folder.iterdir(), reverse=True) if folder.is_dir() else ():
+        if path.is_dir():
+            _remove(path)
+        else:
+            path.unlink()
+    if folder.is_dir():
+        folder.rmdir()
+
+
 def _values(target):
     if not target.exists():
         return None
@@ -42,8 +54,9 @@ def _values(target):
 
 @pytest.mark.parametrize("name", ["out", "out.parquet"])
 @pytest.mark.parametrize("moment", range(MOMENTS))
-def test_cut_off_at_any_step_it_is_whole_or_absent_and_the_same_call_ends_it(
-    tmp_path, monkeypatch, name, moment
+@pytest.mark.parametrize("then", [2, 3])
+def test_cut_off_at_any_step_it_is_whole_or_absent_and_a_later_call_ends_it(
+    tmp_path, monkeypatch, name, moment, then
 ):
     target = tmp_path / name
     _run(target, 1)
@@ -67,17 +80,18 @@ def test_cut_off_at_any_step_it_is_whole_or_absent_and_the_same_call_ends_it(
         (store_module.Path, "unlink"),
         (store_module.Path, "touch"),
         (store_module.Path, "mkdir"),
-        (store_module.shutil, "rmtree"),
+        (store_module.Path, "rmdir"),
     ):
         monkeypatch.setattr(owner, called, counted(getattr(owner, called)))
+    monkeypatch.setattr(store_module.shutil, "rmtree", _remove)
     with suppress(Cut):
         _run(target, 2)
     monkeypatch.undo()
     assert steps < MOMENTS
     new = [[2, 2]] * 3 if name == "out" else [[2] * 6]
     assert _values(target) in (old, new, None)
-    _run(target, 2)
-    assert _values(target) == new
+    _run(target, then)
+    assert _values(target) == [[then for _ in part] for part in new]
     assert sorted(path.name for path in tmp_path.iterdir()) == [name, f"{name}.manifest.json"]
 
 
