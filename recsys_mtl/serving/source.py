@@ -271,12 +271,11 @@ def row_bytes(source: Source, parts: Sequence[Part], columns: Sequence[str]) -> 
 
 def _readable(given: Any, whole: list[str]) -> Any:
     """Return the files that can be read, with the columns that a folder's partitions are."""
-    if isinstance(given, list | tuple) and len(given) == 1:
-        given = given[0]
-    if isinstance(given, list | tuple) or not Path(given).is_dir():
+    folder, *others = entries_of(given)
+    if others or not Path(folder).is_dir():
         return whole
     stored = set(parquet.read_schema(whole[0]).names)
-    below = [piece.partition("=") for piece in Path(whole[0]).relative_to(given).parts]
+    below = [piece.partition("=") for piece in Path(whole[0]).relative_to(folder).parts]
     keys = [name for name, equals, _ in below if equals and name not in stored]
     if not keys:
         return whole
@@ -298,7 +297,8 @@ def _types(rows: Rows, files: Sequence[str]) -> dict[str, pl.DataType]:
     for file in files if unknown else ():
         stored = parquet.read_schema(file)
         fields = [stored.field(name) for name in unknown & set(stored.names)]
-        found |= pl.DataFrame(pa.schema(fields).empty_table()).schema
+        its = pl.DataFrame(pa.schema(fields).empty_table()).schema
+        found |= {name: dtype for name, dtype in its.items() if not is_untyped(dtype)}
         unknown = {name for name in unknown if is_untyped(found[name])}
         if not unknown:
             break
