@@ -30,6 +30,7 @@ from recsys_mtl.serving.summary import (
     sum_counts,
 )
 from recsys_mtl.serving.writing import check_not_read
+from recsys_mtl.tables import roots_of
 from recsys_mtl.workers import Setup, Share, score_in_processes
 
 
@@ -69,7 +70,7 @@ def score_parquet(
     output
         A file that ends in ``.parquet``, or a folder of parts. It appears when it is complete.
     users, items
-        As in `scan`. A later call cannot go on with those in memory.
+        As in `scan`.
     where
         SQL condition on the interactions. On files it must look at one row at a time.
     keep
@@ -123,10 +124,10 @@ def score_parquet(
     source = _source(scorer, rows, given, options)
     if workers > 1 and not (isinstance(model, str | Path) and source.repeatable):
         raise SchemaError(
-            "workers above 1 need a model folder and paths, of side tables too, and a schema without"
-            " features of earlier rows: each process opens its own parts."
+            "workers above 1 need a model folder and paths, and a schema without features of"
+            " earlier rows: each process opens its own parts."
         )
-    target = _target(output, source)
+    target = _target(output, source, rows)
     identity = {"input": source.identity(), "model": digest, "settings": options.identity()}
     work = Work.prepare(scorer, source, Store(target, identity), options)
     setup = Setup(str(model), rows, given, target, identity, options, workers)
@@ -167,7 +168,8 @@ def _run(work: Work, setup: Setup, *, overwrite: bool, progress: bool) -> Scorin
                 score_parts(work, feed, forward, chunk_rows, bar.update)
         manifest = _finish(work, parts, broken)
     except BaseException:
-        store.leave(keep=source.repeatable)
+        # Parts of an input that has changed are of no use to anyone.
+        store.leave(keep=source.repeatable and source.identity() == store.identity["input"])
         raise
     return _summary(work, manifest, resumed=len(finished), seconds=time.perf_counter() - started)
 
@@ -211,7 +213,7 @@ def _digest(scorer: Scorer) -> str:
     return digest.hexdigest()
 
 
-def _target(output: str | Path, source: Source) -> Path:
+def _target(output: str | Path, source: Source, rows: Any) -> Path:
     """Check that writing the output touches nothing that is read."""
     target = Path(output).absolute()
     if target.suffix == ".parquet" and target.is_dir():
@@ -220,6 +222,12 @@ def _target(output: str | Path, source: Source) -> Path:
     read = [("interactions", source.files or source.rows.paths)]
     read += [(side.name, side.paths) for side in sides]
     check_not_read(target, read)
+    for root in roots_of(rows):
+        if Path(root).resolve() in target.resolve().parents:
+            raise FileExistsError(
+                f"{target} would be read as interactions the next time, which are looked for in {root}."
+                " Choose another output."
+            )
     return target
 
 

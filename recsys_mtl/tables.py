@@ -162,6 +162,12 @@ def entries_of(table: Any) -> list[str]:
     return [os.path.expanduser(str(entry)) for entry in given]
 
 
+def roots_of(table: Any) -> list[str]:
+    """Return the folders that are searched at any depth for a table's files."""
+    found = [entry.partition("**")[0] for entry in entries_of(table) if "**" in entry]
+    return found + [entry for entry in entries_of(table) if Path(entry).is_dir()]
+
+
 def is_address(entry: str) -> bool:
     """Tell whether an entry is on another machine, or written as if it were."""
     return "://" in entry

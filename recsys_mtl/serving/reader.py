@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 from urllib.parse import unquote
 
 import polars as pl
@@ -117,7 +118,9 @@ def _parsed(text: pl.Series, dtype: pl.DataType) -> pl.Series:
     if dtype == pl.Date:
         return text.str.to_date()
     if dtype == pl.Boolean:
-        return text.replace_strict({"true": True, "false": False}, return_dtype=pl.Boolean)
+        return text.str.to_lowercase().replace_strict(
+            {"true": True, "false": False}, return_dtype=pl.Boolean
+        )
     if isinstance(dtype, pl.Datetime):
         return text.str.to_datetime(time_unit=dtype.time_unit)
     return text.cast(dtype)
@@ -128,6 +131,8 @@ def _meaning(dtype: pl.DataType) -> object:
     inner = getattr(dtype, "inner", None)
     if inner is not None:
         return _meaning(inner)
+    if isinstance(dtype, pl.Struct):
+        return tuple((one.name, _meaning(cast("pl.DataType", one.dtype))) for one in dtype.fields)
     if dtype in _TEXTS:
         return "text"
     if isinstance(dtype, pl.Datetime):

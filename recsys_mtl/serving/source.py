@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from collections import Counter
@@ -16,7 +17,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from recsys_mtl.errors import EncodingError, SchemaError
-from recsys_mtl.reading import Rows, require, scan
+from recsys_mtl.reading import Rows, SideTable, require, scan
 from recsys_mtl.serving.reader import Reader, is_untyped
 from recsys_mtl.tables import entries_of, is_address, is_path, paths_of
 
@@ -114,8 +115,8 @@ class _Files:
     groups: list[list[int]]
     where: pl.Expr | None
     broken: dict[int, str]
-    repeatable: bool
     _identity: dict[str, Any]
+    repeatable: bool = True
 
     @classmethod
     def open(cls, given: Any, users: Any, items: Any, where: str | None, *, skip: bool) -> _Files:
@@ -152,8 +153,8 @@ class _Files:
             )
         rows = scan(_readable(given, whole) if broken else given, users=users, items=items)
         schema = _types(rows, whole)
-        sides = [side for side in (users, items) if side is not None]
-        identity = {"side_files": [*map(_places, sides)], "where": where}
+        sides = [side for side in (rows.users, rows.items) if side is not None]
+        identity = {"sides": [side.paths or _contents(side) for side in sides], "where": where}
         return cls(
             rows,
             found,
@@ -161,13 +162,15 @@ class _Files:
             groups,
             None if where is None else _row_by_row(where, schema),
             broken,
-            repeatable=all(map(is_path, sides)),
             _identity=identity,
         )
 
     def identity(self) -> dict[str, Any]:
-        sides = [[*map(_stamp, paths)] for paths in self._identity["side_files"]]
-        return {"files": [*map(_stamp, self.files)], **self._identity, "side_files": sides}
+        sides = [
+            side if isinstance(side, str) else [*map(_stamp, side)]
+            for side in self._identity["sides"]
+        ]
+        return {"files": [*map(_stamp, self.files)], **self._identity, "sides": sides}
 
     def parts(self, part_rows: int) -> list[Part]:
         made: list[Part] = []
@@ -283,11 +286,15 @@ def _readable(given: Any, whole: list[str]) -> Any:
     return pl.concat([pl.scan_parquet(whole, glob=False), parted], how="horizontal")
 
 
-def _places(side: Any) -> list[str]:
-    """Return a side table's files and addresses."""
-    if not is_path(side):
-        return [uuid.uuid4().hex]  # nobody can tell whether it is the one of an earlier call
-    return [*paths_of(side), *filter(is_address, entries_of(side))]
+def _contents(side: SideTable) -> str:
+    """Return a hash of a side table that is in memory, or at an address."""
+    try:
+        frame = side.source.collect()
+    except pl.exceptions.PolarsError as error:
+        raise EncodingError(f"The {side.name} table could not be read: {error}") from error
+    digest = hashlib.sha256(str(frame.schema).encode())
+    digest.update(frame.hash_rows(seed=0).to_numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _types(rows: Rows, files: Sequence[str]) -> dict[str, pl.DataType]:
@@ -298,7 +305,8 @@ def _types(rows: Rows, files: Sequence[str]) -> dict[str, pl.DataType]:
         stored = parquet.read_schema(file)
         fields = [stored.field(name) for name in unknown & set(stored.names)]
         its = pl.DataFrame(pa.schema(fields).empty_table()).schema
-        found |= {name: dtype for name, dtype in its.items() if not is_untyped(dtype)}
+        better = {name for name, dtype in its.items() if not is_untyped(dtype)}
+        found |= {name: its[name] for name in its if name in better or found[name] == pl.Null}
         unknown = {name for name in unknown if is_untyped(found[name])}
         if not unknown:
             break
@@ -351,6 +359,6 @@ def _real(path: str) -> str:
 def _stamp(path: str) -> dict[str, Any]:
     """Return what tells a file from another, or from itself after a change."""
     if not Path(path).exists():
-        return {"table": path}
+        return {"path": _real(path)}
     found = Path(path).stat()
     return {"path": _real(path), "size": found.st_size, "mtime_ns": found.st_mtime_ns}

@@ -67,22 +67,27 @@ class Store:
 
     def complete(self) -> dict[str, Any] | None:
         """Return the manifest if this very output is there and whole, byte for byte."""
-        found, told = read_json(self.manifest), True
-        if found is None:  # a run that ended between the two last renames
-            found, told = read_json(self.work / _LAST), False
-        if found is None or not found.get("complete") or found.get("run") != self._digest():
+        told = read_json(self.manifest)
+        if told is None or told.get("run") != self._digest() or not self._holds(told):
+            told = self._told_late()
+        return told if told is not None and told["run"] == self._digest() else None
+
+    def _told_late(self) -> dict[str, Any] | None:
+        """Write the manifest of an output whose run ended before that, and return it."""
+        last = read_json(self.work / _LAST)
+        if last is None or not self._holds(last):
             return None
-        files = [self.target / one["name"] for one in found["parts"]]
-        hashes = [one["sha256"] for one in found["parts"]]
-        if found["file"] is not None:
-            files, hashes = [self.target], [found["file"]["sha256"]]
-        same = all(
-            file.is_file() and sha256(file) == digest
-            for file, digest in zip(files, hashes, strict=True)
-        )
-        if same and not told:
-            write_json(self.manifest, found)
-        return found if same else None
+        write_json(self.manifest, last)
+        return last
+
+    def _holds(self, told: Mapping[str, Any]) -> bool:
+        """Tell whether the output is what a manifest says."""
+        if not told.get("complete"):
+            return False
+        files = {self.target / one["name"]: one["sha256"] for one in told["parts"]}
+        if told["file"] is not None:
+            files = {self.target: told["file"]["sha256"]}
+        return all(file.is_file() and sha256(file) == digest for file, digest in files.items())
 
     def check(self, *, overwrite: bool) -> None:
         """Refuse to touch what is there; discard the start of another run if it may be overwritten.
@@ -93,7 +98,7 @@ class Store:
             If the output, or the unfinished run, is of another input, model or setting.
         """
         if self.target.exists():
-            ours = read_json(self.manifest) or self._published()
+            ours = self._told_late() or read_json(self.manifest)
             if not overwrite or (
                 self.target.is_dir() and ours is None and any(self.target.iterdir())
             ):
@@ -109,12 +114,6 @@ class Store:
                     " that, or discard it (--overwrite)."
                 )
             self.discard()
-
-    def _published(self) -> dict[str, Any] | None:
-        """Return what a run has told of the folder that is there, if it ended before the manifest."""
-        told = read_json(self.work / _LAST)
-        names = [one["name"] for one in told["parts"]] if told else []
-        return told if all((self.target / name).is_file() for name in names) else None
 
     def settle(self) -> None:
         """Remove what a run that ended in its last steps has left beside the complete output."""
@@ -223,7 +222,6 @@ class Store:
         }
         write_json(self.work / _LAST, manifest)
         if single is not None:
-            self.manifest.unlink(missing_ok=True)
             whole.replace(self.target)
         else:
             self._publish(kept)
@@ -235,8 +233,8 @@ class Store:
     def _publish(self, names: set[str]) -> None:
         """Rename a folder of all parts to the output: it was not there, and then it is whole.
 
-        An older output is first renamed as a whole. While its manifest is there without it, and none
-        that is not of this run, a later call takes nothing that it finds for an output of others.
+        An older output is first renamed as a whole, and there is a manifest all the time: a later call
+        takes neither for an output of others.
         """
         fresh, old = self.work / _OUTPUT, self.work / _OLD
         fresh.mkdir(exist_ok=True)
@@ -247,7 +245,6 @@ class Store:
         if self.target.exists():
             remove(old)
             self.target.rename(old)
-        self.manifest.unlink(missing_ok=True)
         fresh.rename(self.target)
 
     def _joined(self, files: Sequence[Path]) -> Path:
@@ -264,8 +261,15 @@ class Store:
         return aside
 
     def leave(self, *, keep: bool) -> None:
-        """End a run early: keep parts for a later call, if there are any and it can use them."""
+        """End a run early: keep parts for a later call, if there are any and it can use them.
+
+        An older output that was being replaced comes back; a new one that is in its place is told.
+        """
         self._sweep()
+        old = self.work / _OLD
+        if old.exists() and not self.target.exists():
+            old.rename(self.target)
+        self._told_late()
         if not keep or not self.records():
             self.discard()
 

@@ -18,7 +18,7 @@ from recsys_mtl import (
     scan,
     score_parquet,
 )
-from recsys_mtl.errors import EncodingError, SchemaError
+from recsys_mtl.errors import EncodingError
 from recsys_mtl.serving import source
 from recsys_mtl.serving.store import Store
 
@@ -86,6 +86,7 @@ def _cut_at(monkeypatch, call):
 def test_other_side_tables_in_memory_are_other_scores(star, users, folder, tmp_path):
     output = tmp_path / "s.parquet"
     score_parquet(star, folder, output, users=users)
+    assert score_parquet(star, folder, output, users=users).seconds == 0
     older = users.with_columns(age=60 - pl.col("age"))
     with pytest.raises(FileExistsError, match="of other scores"):
         score_parquet(star, folder, output, users=older)
@@ -204,6 +205,25 @@ def test_a_file_with_text_where_others_have_numbers_is_left_out(scorer, table, f
     assert summary.rows_out == 750
 
 
-def test_processes_need_side_tables_that_each_can_open(star, users, folder, tmp_path):
-    with pytest.raises(SchemaError, match="of side tables too"):
-        score_parquet(star, folder, tmp_path / "s", users=users, workers=2)
+def test_an_output_is_not_put_where_rows_are_looked_for(scorer, folder, tmp_path):
+    for rows in (folder, f"{tmp_path}/**/*.parquet"):
+        with pytest.raises(FileExistsError, match="would be read as interactions"):
+            score_parquet(scorer, rows, folder / "scores.parquet")
+    assert sorted(os.listdir(folder)) == [f"{number}.parquet" for number in range(4)]
+
+
+def test_parts_of_an_input_that_changed_meanwhile_are_not_kept(
+    scorer, table, folder, tmp_path, monkeypatch
+):
+    part = Store.part
+
+    def late(self, one, schema):
+        if one.number == 2:
+            table.head(250).write_parquet(folder / "3.parquet")
+        return part(self, one, schema)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "part", late)
+        with pytest.raises(EncodingError, match="must stay as it is"):
+            score_parquet(scorer, folder, tmp_path / "s")
+    assert score_parquet(scorer, folder, tmp_path / "s").rows_out == 1000

@@ -45,12 +45,18 @@ def test_an_address_is_not_left_out_beside_files(tmp_path):
         open_source([tmp_path / "a.parquet", f"file://{tmp_path}/b.parquet"])
 
 
-def test_a_side_table_at_an_address_is_the_same_input_again(tmp_path):
+def test_a_side_table_is_known_by_what_it_holds(tmp_path):
     _write(tmp_path / "a.parquet", u=[1])
-    given = {"users": f"file://{tmp_path}/a.parquet"}
-    one, two = (open_source(tmp_path / "a.parquet", **given) for _ in range(2))
-    assert one.repeatable
-    assert one.identity() == two.identity()
+    _write(tmp_path / "users.parquet", u=[1], age=[30])
+    address, frame = f"file://{tmp_path}/users.parquet", pl.read_parquet(tmp_path / "users.parquet")
+
+    def identity(users):
+        return open_source(tmp_path / "a.parquet", users=users).identity()
+
+    before = identity(address)
+    assert before == identity(address) == identity(frame) == identity(frame.to_pandas())
+    _write(tmp_path / "users.parquet", u=[1], age=[31])
+    assert identity(address) != before
 
 
 def test_a_file_that_two_paths_name_is_refused(tmp_path):
@@ -104,6 +110,7 @@ def test_a_folder_is_read_as_polars_reads_it(tmp_path):
         ([["a"]], [[]], [["a"], []]),
         ([[]], [[1]], [[], [1]]),
         ([[], None], [[None]], [[], None, [None]]),
+        ([None], [[]], [None, []]),
     ],
 )
 def test_types_that_differ_are_cast_where_no_value_changes(tmp_path, first, second, read):
@@ -123,6 +130,8 @@ def test_types_that_differ_are_cast_where_no_value_changes(tmp_path, first, seco
         ([["1"]], [[1]]),
         ([1_700_000_000], [datetime(2023, 11, 14)]),
         ([1], [date(2023, 11, 14)]),
+        ([{"a": 1}], [{"a": date(2023, 11, 14)}]),
+        ([{"a": 1}], [{"a": "1"}]),
         ([datetime(2023, 11, 14)], [datetime(2023, 11, 14, tzinfo=UTC)]),
     ],
 )

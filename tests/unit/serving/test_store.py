@@ -1,6 +1,7 @@
 """An output is the old one, the new one or none, whenever its run is cut off."""
 
 from contextlib import suppress
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -93,6 +94,56 @@ def test_cut_off_at_any_step_it_is_whole_or_absent_and_a_later_call_ends_it(
     _run(target, then)
     assert _values(target) == [[then for _ in part] for part in new]
     assert sorted(path.name for path in tmp_path.iterdir()) == [name, f"{name}.manifest.json"]
+
+
+@pytest.mark.parametrize("name", ["out", "out.parquet"])
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("moment", range(8))
+def test_a_run_that_fails_at_its_end_leaves_an_output_that_can_be_replaced(
+    tmp_path, monkeypatch, name, keep, moment
+):
+    target = tmp_path / name
+    _run(target, 1)
+    old, new = _values(target), [[2, 2]] * 3 if name == "out" else [[2] * 6]
+    store, steps = Store(target, {"value": 2}), []
+    with monkeypatch.context() as patched:
+        finish, rename, replace = Store.finish, Path.rename, Path.replace
+
+        def counted(real):
+            def step(self, other):
+                steps.append(other)
+                if len(steps) == moment + 1:
+                    raise OSError
+                return real(self, other)
+
+            return step
+
+        def last_steps(self, records, about):
+            patched.setattr(Path, "rename", counted(rename))
+            patched.setattr(Path, "replace", counted(replace))
+            return finish(self, records, about)
+
+        patched.setattr(Store, "finish", last_steps)
+        with suppress(OSError):
+            _run(target, 2)
+    store.leave(keep=keep)
+    assert _values(target) in (old, new)
+    _run(target, 3, PARTS[:1])
+    assert _values(target) == [[3, 3]]
+
+
+@pytest.mark.parametrize("cut", [0, 1])
+def test_a_second_run_that_fails_leaves_what_the_first_has_put_there_as_ours(tmp_path, cut):
+    target, store = tmp_path / "out", Store(tmp_path / "out", {"value": 1})
+    _run(target, 1)
+    store.manifest.rename(tmp_path / "last")  # as if it had ended before that
+    store.work.mkdir()
+    (tmp_path / "last").rename(store.work / "complete.json")
+    second = Store(target, {"value": 2})
+    second.check(overwrite=True)
+    second.open(PARTS[cut:], 1)  # and no further
+    _run(target, 3)
+    assert _values(target) == [[3, 3]] * 3
 
 
 def test_records_come_in_the_order_of_parts_however_many_digits(tmp_path):
