@@ -36,7 +36,7 @@ Top = Annotated[
     int | None, typer.Option(min=1, help="Measure each user's ranked list of that length too.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON rows instead.")]
-Where = Annotated[str | None, typer.Option(help="SQL condition on the interactions.")]
+Where = Annotated[str | None, typer.Option(help="SQL condition: \"split = 'test'\".")]
 
 
 def _plain_errors(command: Callable[P, None]) -> Callable[P, None]:
@@ -217,7 +217,7 @@ def score(
     from recsys_mtl.scoring import score_parquet
     from recsys_mtl.serving import Fusion
 
-    with _interruptible():
+    with _interruptible("finished parts are kept, and the same command goes on behind them"):
         summary = score_parquet(
             model,
             table if len(table) > 1 else table[0],
@@ -242,8 +242,8 @@ def score(
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """Have SIGTERM end the command as Ctrl-C does, so that what is half written is removed."""
+def _interruptible(left: str) -> Iterator[None]:
+    """Have SIGTERM end the command as Ctrl-C does: what is half written is removed; say what is left."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -251,6 +251,9 @@ def _interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted: {left}", err=True)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -300,7 +303,7 @@ def top_k(
         )
     given = candidates is not None
     scorer = load(model).scorer
-    with _interruptible():
+    with _interruptible("nothing was written"):
         rows = top_k_to_parquet(
             scorer,
             output,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -92,7 +93,8 @@ def score_parquet(
         out.
     workers
         Processes that each score parts, with one thread for the network. More than one needs a model
-        folder and paths.
+        folder and paths, and in a script the call has to stand under ``if __name__ == "__main__"``, which
+        each process reads anew.
     progress
         Whether to show a progress bar.
 
@@ -109,6 +111,8 @@ def score_parquet(
         writing it.
     OSError
         If the output cannot be written, as on a full disk.
+    RuntimeError
+        If a script calls this with workers where its processes would, too.
     """
     options = ScoreOptions(
         keep=keep,
@@ -122,6 +126,12 @@ def score_parquet(
     given = {"users": users, "items": items, "where": where}
     scorer, digest = _scorer(model)
     source = _source(scorer, rows, given, options)
+    # What multiprocessing itself looks at, after the output would have been found locked.
+    if workers > 1 and getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "score_parquet was called again by a process that it started: in a script, calls with"
+            " workers above 1 must stand under: if __name__ == '__main__'."
+        )
     if workers > 1 and not (isinstance(model, str | Path) and source.repeatable):
         raise SchemaError(
             "workers above 1 need a model folder and paths, and a schema without features of"

@@ -128,7 +128,8 @@ def _wait(processes: list[Any], shared: _Shared, told: Told) -> dict[int, str]:
         if killed and ended > answered:
             raise ChildProcessError(
                 f"All processes must live until their parts are scored. Found one that ended with"
-                f" {killed[0]}: run the same command again, it goes on behind the finished parts."
+                f" {killed[0]}{', for what it wrote above' if killed[0] > 0 else ''}: run the same command"
+                " again, it goes on behind the finished parts."
             )
     return broken
 

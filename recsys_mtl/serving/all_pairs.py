@@ -45,7 +45,7 @@ class AllPairs:
     EncodingError
         If a table or a context value is missing.
     SchemaError
-        If the schema has features of earlier rows.
+        If the schema has features of earlier rows, or its context does not read a value.
     """
 
     def __init__(
@@ -57,6 +57,12 @@ class AllPairs:
         check_rows_alone(scorer, "scoring all pairs, which have no time,")
         wanted = [column for feature in schema.context for column in feature.columns]
         require(list(context), wanted, "context of all pairs", "Give context={column: value}.")
+        unknown = sorted(set(context) - set(wanted))
+        if unknown:
+            raise SchemaError(
+                f"The context of all pairs must be columns that the schema's context reads: {wanted}."
+                f" Found {unknown[0]!r}."
+            )
         self._scorer = scorer
         sides = [_sorted(users, schema.user.key, "users"), _sorted(items, schema.item.key, "items")]
         self._by = 0 if by == schema.user.key else 1

@@ -22,7 +22,7 @@ from recsys_mtl.serving.forward import Forward
 from recsys_mtl.serving.fusion import Fusion
 from recsys_mtl.serving.pipeline import CHUNKS_HELD, PartError, Plan, Scored, score_pieces
 from recsys_mtl.serving.scorer import Scorer
-from recsys_mtl.serving.source import Part, Source, Stream, row_bytes
+from recsys_mtl.serving.source import Part, Source, Stream, partitions_hint, row_bytes
 from recsys_mtl.serving.store import Store
 from recsys_mtl.serving.writing import GROUP_ROWS
 from recsys_mtl.spec import Spec, spec
@@ -108,7 +108,7 @@ class Work:
             If the table lacks a column, or names are taken twice.
         """
         names = score_names(scorer, options)
-        require(source.rows.columns, list(options.keep), "interactions")
+        require(source.rows.columns, list(options.keep), "interactions", partitions_hint(source))
         sides: dict[str, EncodedSide] = {}
         columns = (*_columns_read(scorer, source.rows, sides), *options.keep)
         return cls(scorer, source, store, options, tuple(dict.fromkeys(columns)), names, sides)

@@ -286,6 +286,13 @@ def _readable(given: Any, whole: list[str]) -> Any:
     return pl.concat([pl.scan_parquet(whole, glob=False), parted], how="horizontal")
 
 
+def partitions_hint(source: Source) -> str | None:
+    """Say how to have the partitions as columns, if the files lie in some."""
+    if any("=" in piece for path in source.files[:1] for piece in Path(path).parts):
+        return "Partitions are columns where the folder above them is given, alone."
+    return None
+
+
 def _contents(side: SideTable) -> str:
     """Return a hash of a side table that is in memory, or at an address."""
     try:
@@ -326,7 +333,8 @@ def _row_by_row(where: str, schema: dict[str, pl.DataType]) -> pl.Expr:
         pl.DataFrame(schema=schema).filter(found)
     except (pl.exceptions.PolarsError, ValueError) as error:
         raise SchemaError(
-            f"where must be an SQL condition on the interactions. Found {where!r}: {error}"
+            f"where must be an SQL condition on the interactions. Found {where!r}: {error}. (A date is"
+            " written DATE '2026-01-31'.)"
         ) from error
 
     def kinds(node: Any) -> Iterator[str]:

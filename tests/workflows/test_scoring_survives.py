@@ -128,6 +128,28 @@ def test_a_worker_that_is_killed_ends_the_run_which_can_go_on(place, whole) -> N
 
 
 @pytest.mark.slow
+def test_a_script_whose_processes_would_call_it_again_is_told(place, tmp_path) -> None:
+    script = tmp_path / "script.py"
+    sides = f"users={str(place / 'users.parquet')!r}, items={str(place / 'items.parquet')!r}"
+    call = (
+        f"score_parquet({str(place / 'model')!r}, {str(place / 'pairs.parquet')!r}, 'out', {sides}"
+    )
+    script.write_text(f"from recsys_mtl import score_parquet\n{call}, workers=2, part_rows=4000)\n")
+    root = str(Path(__file__).resolve().parents[2])
+    ended = subprocess.run(
+        [sys.executable, str(script)],
+        env=os.environ | {"PYTHONPATH": root},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode != 0
+    assert "must stand under: if __name__ == '__main__'" in ended.stderr
+    assert "for what it wrote above" in ended.stderr
+
+
+@pytest.mark.slow
 def test_processes_leave_out_the_files_that_one_leaves_out(place, log, tmp_path, damage) -> None:
     pairs = tmp_path / "pairs"
     pairs.mkdir()
@@ -177,8 +199,9 @@ def test_told_to_end_it_leaves_whole_parts_only_and_can_go_on(place, whole) -> N
     while not list(work.glob("part-*.json")) and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    _, error = process.communicate(timeout=60)
     assert process.returncode != 0
+    assert "interrupted: finished parts are kept" in error
     assert not (place / "told").exists()
     assert not list(work.glob("*.tmp"))
     _end(command)

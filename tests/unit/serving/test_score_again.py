@@ -1,6 +1,7 @@
 """Scoring called again: what may have changed is not taken for what is there."""
 
 import os
+from datetime import date
 
 import numpy as np
 import polars as pl
@@ -18,7 +19,7 @@ from recsys_mtl import (
     scan,
     score_parquet,
 )
-from recsys_mtl.errors import EncodingError
+from recsys_mtl.errors import EncodingError, SchemaError
 from recsys_mtl.serving import source
 from recsys_mtl.serving.store import Store
 
@@ -205,6 +206,19 @@ def test_a_file_with_text_where_others_have_numbers_is_left_out(scorer, table, f
     assert summary.rows_out == 750
 
 
+def test_a_partition_is_a_column_of_the_folder_above(scorer, table, tmp_path):
+    for day in ("2026-01-01", "2026-01-02"):
+        (tmp_path / "rows" / f"day={day}").mkdir(parents=True)
+        table.write_parquet(tmp_path / "rows" / f"day={day}" / "0.parquet")
+    with pytest.raises(EncodingError, match="where the folder above them is given"):
+        score_parquet(scorer, f"{tmp_path}/rows/day=*", tmp_path / "s", keep=["day"])
+    with pytest.raises(SchemaError, match="DATE '2026"):
+        score_parquet(scorer, tmp_path / "rows", tmp_path / "s", where="day > '2026-01-01'")
+    where = "day > DATE '2026-01-01'"
+    score_parquet(scorer, tmp_path / "rows", tmp_path / "s", where=where, keep=["day"])
+    assert pl.read_parquet(tmp_path / "s")["day"].unique().to_list() == [date(2026, 1, 2)]
+
+
 def test_an_output_is_not_put_where_rows_are_looked_for(scorer, folder, tmp_path):
     for rows in (folder, f"{tmp_path}/**/*.parquet"):
         with pytest.raises(FileExistsError, match="would be read as interactions"):
@@ -213,13 +227,13 @@ def test_an_output_is_not_put_where_rows_are_looked_for(scorer, folder, tmp_path
 
 
 def test_parts_of_an_input_that_changed_meanwhile_are_not_kept(
-    scorer, table, folder, tmp_path, monkeypatch
+    scorer, folder, tmp_path, monkeypatch
 ):
     part = Store.part
 
     def late(self, one, schema):
-        if one.number == 2:
-            table.head(250).write_parquet(folder / "3.parquet")
+        if one.number == 3:
+            os.utime(folder / "0.parquet", (1, 1))  # as if it had been written anew
         return part(self, one, schema)
 
     with monkeypatch.context() as patched:

@@ -191,6 +191,13 @@ def test_the_file_holds_the_table_and_nothing_else_is_left(ranker, star, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["best.parquet"]
 
 
+def test_a_context_that_nothing_reads_is_refused(ranker, star):
+    _, users, items = star
+    given = {"users": users, "items": items, "context": {"hour": 1, "day": 3}}
+    with pytest.raises(SchemaError, match="Found 'day'"):
+        top_k(ranker, k=3, by="user_id", score="ctr", **given)
+
+
 def test_a_file_that_is_read_is_not_written(ranker, star, tmp_path):
     pairs, users, items = star
     files = {"candidates": pairs, "users": users, "items": items, "exclude": pairs.head(5)}
