@@ -266,9 +266,7 @@ class Store:
         An older output that was being replaced comes back; a new one that is in its place is told.
         """
         self._sweep()
-        old = self.work / _OLD
-        if old.exists() and not self.target.exists():
-            old.rename(self.target)
+        self._restore()
         self._told_late()
         if not keep or not self.records():
             self.discard()
@@ -278,8 +276,14 @@ class Store:
             left.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Remove the folder of parts."""
+        """Remove the folder of parts; an older output that was being replaced comes back."""
+        self._restore()
         shutil.rmtree(self.work, ignore_errors=True)
+
+    def _restore(self) -> None:
+        old = self.work / _OLD
+        if old.exists() and not self.target.exists():
+            old.rename(self.target)
 
     def _digest(self) -> str:
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()

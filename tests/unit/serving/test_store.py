@@ -146,6 +146,19 @@ def test_a_second_run_that_fails_leaves_what_the_first_has_put_there_as_ours(tmp
     assert _values(target) == [[3, 3]] * 3
 
 
+def test_an_output_that_was_being_replaced_comes_back_where_another_run_begins(tmp_path):
+    target = tmp_path / "out"
+    _run(target, 1)
+    second = Store(target, {"value": 2})
+    second.check(overwrite=True)
+    second.open(PARTS, 1)
+    target.rename(second.work / "replaced")  # and was killed
+    Store(target, {"value": 3}).check(overwrite=True)
+    assert _values(target) == [[1, 1]] * 3
+    _run(target, 3)
+    assert _values(target) == [[3, 3]] * 3
+
+
 def test_records_come_in_the_order_of_parts_however_many_digits(tmp_path):
     store = Store(tmp_path / "out", {})
     numbers = [9_999, 10_000, 100_000, 1_000_000]
