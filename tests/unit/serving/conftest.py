@@ -33,3 +33,14 @@ def scorer(table):
         random_state=0,
     )
     return made.fit(table).scorer
+
+
+@pytest.fixture
+def folder(table, tmp_path):
+    """Four files of 250 rows of the table, in five row groups each."""
+    made = tmp_path / "rows"
+    made.mkdir()
+    for number in range(4):
+        part = table.slice(number * 250, 250)
+        part.write_parquet(made / f"{number}.parquet", row_group_size=50)
+    return made

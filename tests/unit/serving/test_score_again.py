@@ -24,16 +24,6 @@ from recsys_mtl.serving import source
 from recsys_mtl.serving.store import Store
 
 
-@pytest.fixture
-def folder(table, tmp_path):
-    made = tmp_path / "rows"
-    made.mkdir()
-    for number in range(4):
-        part = table.slice(number * 250, 250)
-        part.write_parquet(made / f"{number}.parquet", row_group_size=50)
-    return made
-
-
 @pytest.fixture(scope="module")
 def users(table):
     names = table["user_id"].unique(maintain_order=True)

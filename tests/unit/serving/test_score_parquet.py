@@ -15,16 +15,6 @@ from recsys_mtl.serving.run import Feed
 from recsys_mtl.serving.store import Store
 
 
-@pytest.fixture
-def folder(table, tmp_path):
-    made = tmp_path / "rows"
-    made.mkdir()
-    for number in range(4):
-        part = table.slice(number * 250, 250)
-        part.write_parquet(made / f"{number}.parquet", row_group_size=50)
-    return made
-
-
 @pytest.mark.parametrize("part_rows", [50, 120, 5000])
 def test_scores_are_those_of_the_scorer_in_order(scorer, table, folder, tmp_path, part_rows):
     summary = score_parquet(
