@@ -217,7 +217,7 @@ def score(
     from recsys_mtl.scoring import score_parquet
     from recsys_mtl.serving import Fusion
 
-    with _interruptible("finished parts are kept, and the same command goes on behind them"):
+    with _interruptible("the same command goes on behind the finished parts that are kept"):
         summary = score_parquet(
             model,
             table if len(table) > 1 else table[0],
@@ -303,7 +303,7 @@ def top_k(
         )
     given = candidates is not None
     scorer = load(model).scorer
-    with _interruptible("nothing was written"):
+    with _interruptible("run the same command again"):
         rows = top_k_to_parquet(
             scorer,
             output,

@@ -24,6 +24,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from recsys_mtl.encoding import HASH_VERSION
+from recsys_mtl.encoding.entry import sync_path
 from recsys_mtl.encoding.learning import Array
 from recsys_mtl.errors import ModelDirError
 from recsys_mtl.metrics import Measurement, Report
@@ -132,7 +133,7 @@ def write_model_dir(path: str | Path, contents: ModelDir) -> None:
         undo.callback(shutil.rmtree, fresh, ignore_errors=True)
         for name, data in files.items():
             _write(fresh / name, data)
-        _sync(fresh)
+        sync_path(fresh)
         fresh.chmod(0o755)
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -140,7 +141,7 @@ def write_model_dir(path: str | Path, contents: ModelDir) -> None:
             undo.callback(_put_back, old / "old", target)
             target.rename(old / "old")
         fresh.rename(target)
-        _sync(target.parent)
+        sync_path(target.parent)
 
 
 def check_target(path: str | Path) -> None:
@@ -297,14 +298,6 @@ def _write(file: Path, data: bytes) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def metrics_to_json(

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from recsys_mtl.encoding.batch import Batch
 from recsys_mtl.encoding.chunk import Chunk
 from recsys_mtl.encoding.encoder import Encoder, Labels
-from recsys_mtl.encoding.entry import ENTRY_VERSION, read_entry, sync_folder, write_entry
+from recsys_mtl.encoding.entry import ENTRY_VERSION, read_entry, sync_path, write_entry
 from recsys_mtl.encoding.hashing import HASH_VERSION
 from recsys_mtl.errors import EncodingError
 from recsys_mtl.reading import Rows, scan
@@ -126,7 +126,7 @@ class EncodedCache:
                 if not entry.exists():
                     raise
                 # Another process was first, and its entry is as good as this one.
-            sync_folder(self.folder)
+            sync_path(self.folder)
             return read_entry(entry)
 
     def _unfinished(self, undo: ExitStack) -> Path:

@@ -115,7 +115,7 @@ def write_entry(folder: Path, key: str, chunks: Iterable[Chunk]) -> None:
     with (folder / _MANIFEST).open("xb") as file:
         file.write(_dump(manifest | {"sha256": hashlib.sha256(_dump(manifest)).hexdigest()}))
         _flush(file)
-    sync_folder(folder)
+    sync_path(folder)
 
 
 def _append(arrays: _Arrays, chunk: Chunk) -> list[dict[str, Any]]:
@@ -222,9 +222,9 @@ def _flush(stream: IO[bytes]) -> None:
     os.fsync(stream.fileno())
 
 
-def sync_folder(folder: Path) -> None:
-    """Make sure that the names in a folder are on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Make sure that a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

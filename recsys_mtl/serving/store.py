@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from recsys_mtl.encoding.entry import sync_path
 from recsys_mtl.serving.source import Part
 from recsys_mtl.serving.writing import (
     PartWriter,
@@ -27,7 +28,6 @@ from recsys_mtl.serving.writing import (
     read_json,
     remove,
     sha256,
-    sync,
     write_json,
 )
 
@@ -182,7 +182,7 @@ class Store:
         try:
             with PartWriter(aside, schema) as writer:
                 yield writer, record
-            sync(aside)
+            sync_path(aside)
             record |= {"rows": writer.rows, "size": aside.stat().st_size, "sha256": sha256(aside)}
             aside.replace(self.work / f"{name}.parquet")
             write_json(self.work / f"{name}.json", record)
@@ -225,7 +225,7 @@ class Store:
             whole.replace(self.target)
         else:
             self._publish(kept)
-        sync(self.target.parent)
+        sync_path(self.target.parent)
         write_json(self.manifest, manifest)
         self.discard()
         return manifest
@@ -257,7 +257,7 @@ class Store:
                 with parquet.ParquetFile(file) as opened:
                     for group in range(opened.num_row_groups):
                         writer.add(opened.read_row_group(group))
-        sync(aside)
+        sync_path(aside)
         return aside
 
     def leave(self, *, keep: bool) -> None:

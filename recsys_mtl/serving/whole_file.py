@@ -9,8 +9,9 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
+from recsys_mtl.encoding.entry import sync_path
 from recsys_mtl.serving.store import locked
-from recsys_mtl.serving.writing import PartWriter, sync
+from recsys_mtl.serving.writing import PartWriter
 
 
 def write_frames(
@@ -42,7 +43,7 @@ def write_frames(
                 for frame in chain([first], frames):
                     writer.add(arrow(frame))
                     wrote(frame.height)
-            sync(aside)
+            sync_path(aside)
             aside.replace(target)
         finally:
             aside.unlink(missing_ok=True)

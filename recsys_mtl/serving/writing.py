@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from recsys_mtl.encoding.entry import sync_path
+
 GROUP_ROWS = 1 << 17
 """Rows of a row group of the output."""
 _HASHED_AT_ONCE = 1 << 24
@@ -130,19 +132,10 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     try:
         with explained(path):
             aside.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
-            sync(aside)
+            sync_path(aside)
             aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, survive the machine."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def remove(path: Path) -> None:

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recsys_mtl.encoding import Batch
-from recsys_mtl.encoding.entry import sync_folder
+from recsys_mtl.encoding.entry import sync_path
 from recsys_mtl.encoding.mapped import release
 from recsys_mtl.errors import ModelDirError
 from recsys_mtl.spec import Spec, differences, spec
@@ -171,7 +171,7 @@ class CheckpointFile:
             with written.open("rb") as file:
                 os.fsync(file.fileno())
             written.replace(path)
-            sync_folder(path.parent)
+            sync_path(path.parent)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         self._steps, self._saved_at = 0, time.monotonic()

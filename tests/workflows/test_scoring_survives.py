@@ -201,7 +201,7 @@ def test_told_to_end_it_leaves_whole_parts_only_and_can_go_on(place, whole) -> N
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert "interrupted: finished parts are kept" in error
+    assert "interrupted: the same command goes on" in error
     assert not (place / "told").exists()
     assert not list(work.glob("*.tmp"))
     _end(command)
